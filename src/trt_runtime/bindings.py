@@ -1,0 +1,341 @@
+"""`Binding` and `BindingSet`: the memory behind every tensor of a context, at given shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .device import PrimaryContext
+from .errors import EngineError, InputError, PendingWorkError, UnsupportedError
+from .memory import DeviceBlock, PinnedBlock, typed
+from .ownership import Owned, Record, release_all
+from .stream import LastUse, Stream, _same_device
+from .tensor import Shape, TensorSpec, format_bytes, format_shape
+
+if TYPE_CHECKING:
+    from .context import ExecutionContext
+    from .platform.tensorrt import PlanContext
+
+
+class Binding:
+    """One tensor's memory on the host and on the device: the sample's ``HostDeviceMem``, grown up.
+
+    Attributes
+    ----------
+    spec : TensorSpec
+    shape : tuple of int or None
+        None for an output whose shape depends on the data, before the first enqueue.
+    """
+
+    __slots__ = ("_device", "_last_use", "_pinned", "_primary", "_record", "shape", "spec")
+
+    def __init__(
+        self, spec: TensorSpec, shape: Shape | None, primary: PrimaryContext, last_use: LastUse
+    ) -> None:
+        self.spec = spec
+        self.shape = shape
+        self._primary = primary
+        self._last_use = last_use
+        self._pinned: PinnedBlock | None = None
+        self._device: DeviceBlock | None = None
+        self._record: Record | None = None  # of the set, once that is complete
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.spec.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor at its present shape; 0 while that is unknown."""
+        return 0 if self.shape is None else self.spec.nbytes(self.shape)
+
+    @property
+    def host(self) -> NDArray[Any]:
+        """The page-locked host side, as an array of the tensor's dtype and shape.
+
+        Write inputs into it, read outputs from it. An array that was taken stays valid for as long
+        as it lives, but later calls write to the same memory: `BindingSet.outputs` gives copies.
+        The values of a shape tensor are fixed with the set's shapes, so its array is read-only.
+
+        Raises
+        ------
+        PendingWorkError
+            Device work on this set has not finished: synchronise its stream first.
+        """
+        assert self._record is not None
+        with self._record, self._primary.current():
+            if not self._last_use.finished:
+                raise PendingWorkError(
+                    f"the host side of {self.name!r} was touched while device work on it had not "
+                    "finished; call stream.synchronize() first"
+                )
+            if self._pinned is None or self.shape is None:
+                raise EngineError(
+                    f"the shape of output {self.name!r} depends on the data; it is known after "
+                    "enqueue, copy_to_host and a synchronisation"
+                )
+            array = typed(self._pinned.export(), self.shape, self.dtype)
+            if self.spec.is_input and self.spec.is_shape_tensor:
+                array.flags.writeable = False
+            return array
+
+    @property
+    def device_address(self) -> int:
+        """The device side's ``CUdeviceptr``; 0 for a tensor that lives on the host."""
+        assert self._record is not None
+        with self._record:
+            return self._device.address if self._device is not None else 0
+
+    def _address(self) -> int:
+        """What TensorRT is told: the device side, or the host side of a host tensor."""
+        block = self._pinned if self.spec.location == "host" else self._device
+        return block.address if block is not None else 0
+
+    def _view(self) -> NDArray[Any]:
+        """The host side, not held: only while the set is in use and the device is done with it."""
+        assert self._pinned is not None
+        assert self.shape is not None
+        return typed(self._pinned.raw, self.shape, self.dtype)
+
+    def __repr__(self) -> str:
+        shape = "[?]" if self.shape is None else format_shape(self.shape)
+        text = f"<Binding {self.name!r} {self.spec.mode} {self.dtype.name}{shape}"
+        if self._record is None or self._record.closed:
+            return text + " closed>"
+        sides = [
+            f"{where} {hex(block.address)}"
+            for where, block in (("host", self._pinned), ("device", self._device))
+            if block is not None
+        ]
+        return f"{text} {format_bytes(self.nbytes)}, {', '.join(sides) or 'nothing yet'}>"
+
+
+class _Memory:
+    """What a binding set releases: blocks, and the event of their last use."""
+
+    __slots__ = ("blocks", "last_use", "primary")
+
+    def __init__(self, primary: PrimaryContext) -> None:
+        self.primary = primary
+        self.blocks: list[PinnedBlock | DeviceBlock] = []
+        with primary.current():
+            self.last_use = LastUse(primary.driver)
+
+    def pinned(self, nbytes: int) -> PinnedBlock:
+        block = PinnedBlock(self.primary, nbytes)
+        self.blocks.append(block)
+        return block
+
+    def device(self, nbytes: int) -> DeviceBlock:
+        block = DeviceBlock(self.primary, nbytes)
+        self.blocks.append(block)
+        return block
+
+    def release(self) -> None:
+        blocks, self.blocks = self.blocks, []
+        self.primary.release(
+            self.last_use.wait,
+            *(
+                block.drop if isinstance(block, PinnedBlock) else block.free
+                for block in reversed(blocks)
+            ),
+            self.last_use.destroy,
+        )
+
+
+class BindingSet(Owned, Mapping[str, Binding]):
+    """Host and device memory for every tensor of a context, at given shapes.
+
+    Parameters
+    ----------
+    context : ExecutionContext
+        Held, not owned; closing it closes this set first.
+    shapes : mapping of str to tuple of int, optional
+        For every input of dynamic shape, its shape now.
+    values : mapping of str to array_like, optional
+        For every input shape tensor, its values; they determine shapes and are fixed for the set.
+
+    Raises
+    ------
+    ShapeError
+        A shape has the wrong rank or lies outside every optimisation profile.
+    OutOfMemoryError
+        The device or the page-locked memory is exhausted; nothing stays allocated.
+
+    Notes
+    -----
+    A set belongs to one context and is used by one thread at a time. Its memory is used in order
+    even when it moves from one stream to another.
+    """
+
+    __slots__ = ("_bindings", "_inputs", "_outputs", "_primary", "_used", "context", "profile")
+
+    def __init__(
+        self,
+        context: ExecutionContext,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        values: Mapping[str, ArrayLike] | None = None,
+    ) -> None:
+        self.context = context
+        self._primary = context.device._primary
+        specs = context.engine.tensors
+        for spec in specs.values():
+            if spec.layout:
+                raise UnsupportedError(
+                    f"tensor {spec.name!r} has the layout {spec.layout}; only linear layouts can "
+                    "be shown as arrays. Build the engine with linear inputs and outputs."
+                )
+        arrays = context.engine._shape_values(values or {})
+        known = context.engine._input_shapes(
+            {**(shapes or {}), **{name: array.shape for name, array in arrays.items()}}
+        )
+        self.profile = context.engine._fitting_profile(known, arrays)
+        with ExitStack() as stack:
+            memory = _Memory(self._primary)
+            stack.callback(memory.release)
+            self._bindings = {
+                name: Binding(spec, known.get(name), self._primary, memory.last_use)
+                for name, spec in specs.items()
+            }
+            for name, array in arrays.items():
+                binding = self._bindings[name]
+                binding._pinned = memory.pinned(array.nbytes)
+                np.copyto(binding._view(), array)
+            for name, shape in context._output_shapes(self).items():
+                self._bindings[name].shape = None if -1 in shape else shape
+            for binding in self._bindings.values():
+                if binding.shape is None:
+                    continue
+                if binding._pinned is None:
+                    binding._pinned = memory.pinned(binding.nbytes)
+                if binding.spec.location == "device":
+                    binding._device = memory.device(binding.nbytes)
+            stack.pop_all()
+        self._inputs = tuple(b for b in self._bindings.values() if b.spec.is_input)
+        self._outputs = tuple(b for b in self._bindings.values() if not b.spec.is_input)
+        self._own(memory, _Memory.release, parents=[context])
+        for binding in self._bindings.values():
+            binding._record = self._record
+
+    def __getitem__(self, name: str) -> Binding:
+        try:
+            return self._bindings[name]
+        except KeyError:
+            raise InputError(
+                f"there is no tensor {name!r}; the engine has "
+                f"{', '.join(map(repr, self._bindings))}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bindings
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bindings)
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors at their present shapes."""
+        return sum(binding.nbytes for binding in self._bindings.values())
+
+    def copy_to_device(self, stream: Stream) -> None:
+        """Enqueue the copies of every input's host side to the device. Does not synchronise.
+
+        Do not write to the host sides before they have run.
+        """
+        _same_device(self.context.device, stream.device, "binding set", "stream")
+        with self._record as memory, stream._record as handle, self._primary.current():
+            memory.last_use.begin(stream, handle)
+            try:
+                self._upload(handle)
+            finally:
+                memory.last_use.end(stream, handle)
+
+    def copy_to_host(self, stream: Stream) -> None:
+        """Enqueue the copies of every output to its host side. Does not synchronise."""
+        _same_device(self.context.device, stream.device, "binding set", "stream")
+        with self._record as memory, stream._record as handle, self._primary.current():
+            self._make_room(memory)
+            memory.last_use.begin(stream, handle)
+            try:
+                self._download(handle)
+            finally:
+                memory.last_use.end(stream, handle)
+
+    def outputs(self) -> dict[str, NDArray[Any]]:
+        """Copies of every output's host side, in the engine's order; they are yours.
+
+        Raises
+        ------
+        PendingWorkError
+            Device work on this set has not finished: synchronise its stream first.
+        """
+        return {binding.name: binding.host.copy() for binding in self._outputs}
+
+    def _upload(self, stream: int) -> None:
+        copy = self._primary.driver.memcpy_htod_async
+        for binding in self._inputs:
+            if binding._device is not None and binding.nbytes:
+                assert binding._pinned is not None
+                copy(binding._device.address, binding._pinned.address, binding.nbytes, stream)
+
+    def _make_room(self, memory: _Memory) -> None:
+        """Host sides for outputs whose shape became known, or grew, at the last enqueue."""
+        for binding in self._outputs:
+            pinned = binding._pinned
+            if binding.shape is not None and (pinned is None or pinned.nbytes < binding.nbytes):
+                binding._pinned = memory.pinned(binding.nbytes)
+                self._retire(memory, pinned)
+
+    def _download(self, stream: int) -> None:
+        copy = self._primary.driver.memcpy_dtoh_async
+        for binding in self._outputs:
+            if binding._device is not None and binding.nbytes:
+                assert binding._pinned is not None
+                copy(binding._pinned.address, binding._device.address, binding.nbytes, stream)
+
+    def _retire(self, memory: _Memory, block: PinnedBlock | DeviceBlock | None) -> None:
+        """Free a block that was replaced, once the device is done with it."""
+        if block is None:
+            return
+        memory.last_use.wait()
+        memory.blocks.remove(block)
+        release_all([block.drop if isinstance(block, PinnedBlock) else block.free])
+
+    def _allocate_output(self, memory: _Memory, name: str, nbytes: int) -> int:
+        """TensorRT asks for an output of data-dependent shape; the address to write it to."""
+        binding = self._bindings[name]
+        block = binding._device
+        if block is None or block.nbytes < nbytes:
+            binding._device = memory.device(nbytes)
+            self._retire(memory, block)
+        assert binding._device is not None
+        return binding._device.address
+
+    def _bind(self, plan_context: PlanContext, names: Sequence[str] | None = None) -> None:
+        """Tell TensorRT where the tensors are; data-dependent outputs have their allocator."""
+        for name in names if names is not None else self._bindings:
+            address = self._bindings[name]._address()
+            if address:
+                plan_context.set_address(name, address)
+
+    def _describe(self) -> str:
+        return (
+            f"of {self.context.engine.name!r}: {len(self._inputs)} in, {len(self._outputs)} out, "
+            f"{format_bytes(self.nbytes)}, profile {self.profile}"
+        )

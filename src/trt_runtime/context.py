@@ -1,0 +1,306 @@
+"""`ExecutionContext`: runs an engine, one call at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from .device import PrimaryContext
+from .errors import BusyError, InputError
+from .memory import DeviceBlock
+from .ownership import Owned, Record
+from .stream import LastUse, Stream, _same_device
+from .tensor import Shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .bindings import BindingSet
+    from .engine import Engine
+    from .platform.tensorrt import PlanContext
+
+Profiler = Callable[[str, float], None]
+
+
+class _Turn:
+    """One caller at a time; a second waits, or is told that the context is busy."""
+
+    __slots__ = ("_label", "_lock", "_owner")
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def take(self, blocking: bool) -> None:
+        me = threading.get_ident()
+        if self._owner == me:
+            raise BusyError(f"{self._label} was called from inside its own callback")
+        if not self._lock.acquire(blocking):
+            raise BusyError(
+                f"{self._label} is in use by another thread; wait for it, or create another context"
+            )
+        self._owner = me
+
+    def give(self) -> None:
+        self._owner = None
+        self._lock.release()
+
+
+class _Callbacks:
+    """What TensorRT calls back into during an enqueue, and what went wrong in there.
+
+    Belongs to the context's state and never refers to the context, which must stay collectable.
+    """
+
+    __slots__ = ("bindings", "error", "profiler")
+
+    def __init__(self) -> None:
+        self.bindings: BindingSet | None = None
+        self.profiler: Profiler | None = None
+        self.error: BaseException | None = None
+
+    def allocate(self, name: str, nbytes: int) -> int:
+        try:
+            assert self.bindings is not None
+            return self.bindings._allocate_output(self.bindings._record.handle, name, nbytes)
+        except BaseException as error:  # TensorRT would lose it
+            self.error = self.error or error
+            return 0
+
+    def notify(self, name: str, shape: Shape) -> None:
+        try:
+            assert self.bindings is not None
+            self.bindings._bindings[name].shape = shape
+        except BaseException as error:
+            self.error = self.error or error
+
+    def report(self, layer: str, milliseconds: float) -> None:
+        try:
+            if self.profiler is not None:
+                self.profiler(layer, milliseconds)
+        except BaseException as error:
+            self.error = self.error or error
+
+    def raise_error(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class _State:
+    """What a context releases: TensorRT's context, its scratch memory, its events and stream."""
+
+    __slots__ = ("callbacks", "last_use", "plan_context", "primary", "scratch", "setup_stream")
+
+    def __init__(self, primary: PrimaryContext, engine: Engine) -> None:
+        self.primary = primary
+        self.callbacks = _Callbacks()
+        self.setup_stream = 0
+        with ExitStack() as stack:
+            self.last_use = LastUse(primary.driver)
+            stack.callback(self.last_use.destroy)
+            self.scratch: DeviceBlock | None = None
+            self.plan_context: PlanContext
+            with engine._record as plan_engine:
+                nbytes = plan_engine.scratch_bytes
+                if nbytes:
+                    self.scratch = DeviceBlock(primary, nbytes)
+                    stack.callback(self.scratch.free)
+                self.plan_context = plan_engine.create_context()
+            stack.callback(self.plan_context.release)
+            if self.scratch is not None:
+                self.plan_context.set_scratch(self.scratch.address, self.scratch.nbytes)
+            stack.pop_all()
+
+    def release(self) -> None:
+        self.callbacks.bindings = None
+        steps: list[Callable[[], object]] = [self.last_use.wait, self.plan_context.release]
+        if self.scratch is not None:
+            steps.append(self.scratch.free)
+        steps.append(self.last_use.destroy)
+        if self.setup_stream:
+            steps.append(lambda: self.primary.driver.stream_destroy(self.setup_stream))
+        self.primary.release(*steps)
+
+    def switch_profile(self, index: int) -> None:
+        """Wait for the context's work, then switch; returns when the switch is done."""
+        if self.plan_context.profile == index:
+            return
+        driver = self.primary.driver
+        if not self.setup_stream:
+            self.setup_stream = driver.stream_create(0)
+        self.last_use.wait()
+        self.plan_context.set_profile(index, self.setup_stream)
+        driver.stream_synchronize(self.setup_stream)
+
+
+class ExecutionContext(Owned):
+    """Runs an engine with given bindings.
+
+    Made by `Engine.create_execution_context`. One call is in flight at a time: a second thread
+    waits, or gets `BusyError` with ``blocking=False``.
+
+    Attributes
+    ----------
+    engine : Engine
+        Held, not owned; closing it closes this context first.
+    device : Device
+    name : str or None
+        Shown in TensorRT's log and in profilers.
+    """
+
+    __slots__ = ("_bound", "_callbacks", "_primary", "_turn", "device", "engine", "name")
+
+    def __init__(self, engine: Engine, *, name: str | None = None) -> None:
+        self.engine = engine
+        self.device = engine.device
+        self.name = name
+        self._primary = engine.device._primary
+        self._turn = _Turn(f"execution context of {engine.name!r}")
+        self._bound: Record | None = None
+        with ExitStack() as stack:
+            with self._primary.current():
+                state = _State(self._primary, engine)
+            stack.callback(state.release)
+            self._callbacks = state.callbacks
+            if name is not None:
+                state.plan_context.set_name(name)
+            stack.pop_all()
+            self._own(state, _State.release, parents=[engine])
+
+    @property
+    def profile(self) -> int:
+        """The optimisation profile in use; changes with the bindings that are enqueued."""
+        with self._record as state:
+            return int(state.plan_context.profile)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every tensor now; -1 where it is not known yet or depends on the data."""
+        with self._record as state:
+            return {name: state.plan_context.shape(name) for name in self.engine.tensors}
+
+    @property
+    def profiler(self) -> Profiler | None:
+        """A callable that gets each layer's name and milliseconds after every enqueue.
+
+        While one is set, TensorRT waits for the GPU in each enqueue. An exception in it is raised
+        from the enqueue.
+        """
+        return self._callbacks.profiler
+
+    @profiler.setter
+    def profiler(self, profiler: Profiler | None) -> None:
+        if profiler is not None and not callable(profiler):
+            raise InputError(f"a profiler is a callable (layer, milliseconds), not {profiler!r}")
+        with self._record as state:
+            self._turn.take(True)
+            try:
+                installed = state.plan_context.has_profiler
+                self._callbacks.profiler = profiler
+                if profiler is not None and not installed:
+                    state.plan_context.set_profiler(self._callbacks.report)
+            finally:
+                self._turn.give()
+
+    def enqueue(self, bindings: BindingSet, stream: Stream, *, blocking: bool = True) -> None:
+        """Enqueue one inference on ``stream``. Does not synchronise.
+
+        Inputs must have been copied to the device, on this stream or before. TensorRT itself waits
+        for the GPU when an output's shape depends on the data.
+
+        Raises
+        ------
+        EngineError
+            TensorRT refused; its log lines are in the error.
+        BusyError
+            Another thread is in a call on this context and ``blocking`` is false.
+        """
+        if bindings.context is not self:
+            raise InputError(
+                "the binding set was made for another context; make one with BindingSet(context)"
+            )
+        _same_device(self.device, stream.device, "context", "stream")
+        with self._record as state, stream._record as handle, bindings._record as memory:
+            self._turn.take(blocking)
+            try:
+                with self._primary.current():
+                    if self._bound is not bindings._record:
+                        self._configure(state, bindings)
+                        bindings._bind(state.plan_context)
+                        self._bound = bindings._record
+                    memory.last_use.begin(stream, handle)
+                    state.last_use.begin(stream, handle)
+                    try:
+                        self._run(state, bindings, handle)
+                    finally:
+                        try:
+                            memory.last_use.end(stream, handle)
+                        finally:
+                            state.last_use.end(stream, handle)
+            finally:
+                self._turn.give()
+
+    def execute(self, bindings: BindingSet, stream: Stream) -> dict[str, NDArray[Any]]:
+        """Copy the inputs, infer, copy the outputs, synchronise; copies of the outputs."""
+        bindings.copy_to_device(stream)
+        self.enqueue(bindings, stream)
+        bindings.copy_to_host(stream)
+        stream.synchronize()
+        return bindings.outputs()
+
+    def _run(self, state: _State, bindings: BindingSet, stream: int) -> None:
+        callbacks = state.callbacks
+        callbacks.bindings = bindings
+        try:
+            state.plan_context.enqueue(stream)
+        except Exception:
+            callbacks.raise_error()  # what went wrong in a callback explains more
+            raise
+        finally:
+            callbacks.bindings = None
+        callbacks.raise_error()
+
+    def _configure(self, state: _State, bindings: BindingSet) -> None:
+        """Make the context's profile, shapes and shape values those of ``bindings``."""
+        self._bound = None
+        plan_context = state.plan_context
+        state.switch_profile(bindings.profile)
+        host_inputs = []
+        for spec in self.engine.inputs:
+            shape = bindings._bindings[spec.name].shape
+            assert shape is not None
+            if spec.is_dynamic:
+                plan_context.set_input_shape(spec.name, shape)
+            if spec.is_shape_tensor:
+                host_inputs.append(spec.name)
+        bindings._bind(plan_context, host_inputs)
+
+    def _output_shapes(self, bindings: BindingSet) -> dict[str, Shape]:
+        """The output shapes at the bindings' input shapes and values; -1 where data decides."""
+        with self._record as state:
+            self._turn.take(True)
+            try:
+                with self._primary.current():
+                    self._configure(state, bindings)
+                    if any(spec.is_dynamic for spec in self.engine.tensors.values()):
+                        state.plan_context.infer_shapes()
+                    shapes = {
+                        spec.name: state.plan_context.shape(spec.name)
+                        for spec in self.engine.outputs
+                    }
+                    data_dependent = [name for name, shape in shapes.items() if -1 in shape]
+                    if data_dependent and not state.plan_context.has_output_allocator:
+                        state.plan_context.set_output_allocator(
+                            data_dependent, state.callbacks.allocate, state.callbacks.notify
+                        )
+                    return shapes
+            finally:
+                self._turn.give()
+
+    def _describe(self) -> str:
+        named = f"{self.name!r} " if self.name else ""
+        return f"{named}of {self.engine.name!r}, profile {self.profile}"

@@ -1,0 +1,120 @@
+"""`CudaGraph`: one inference, copies included, captured once and launched as a whole."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from .errors import CudaError, InputError, UnsupportedError
+from .ownership import Owned
+from .stream import LastUse, Stream, _same_device
+
+if TYPE_CHECKING:
+    from .bindings import BindingSet
+    from .context import ExecutionContext
+
+
+class CudaGraph(Owned):
+    """The copies in, the inference and the copies out of one binding set, as one launch.
+
+    Parameters
+    ----------
+    context : ExecutionContext
+    bindings : BindingSet
+        Of that context. The graph holds both; closing either closes the graph first.
+    stream : Stream
+        Where one ordinary inference is run first, as TensorRT demands, and the capture is made.
+
+    Raises
+    ------
+    UnsupportedError
+        The engine cannot be captured: an output's shape depends on the data, or TensorRT
+        synchronises inside (loops, conditionals).
+    """
+
+    __slots__ = ("_primary", "bindings", "context")
+
+    def __init__(self, context: ExecutionContext, bindings: BindingSet, stream: Stream) -> None:
+        if bindings.context is not context:
+            raise InputError("the binding set was made for another context")
+        unknown = [b.name for b in bindings.values() if -1 in b.spec.shape and b._pinned is None]
+        if unknown:
+            raise UnsupportedError(
+                f"outputs {', '.join(map(repr, unknown))} have shapes that depend on the data, "
+                "so the inference cannot be captured in a graph"
+            )
+        self.context = context
+        self.bindings = bindings
+        self._primary = context.device._primary
+        driver = self._primary.driver
+        bindings.copy_to_device(stream)
+        context.enqueue(bindings, stream)
+        stream.synchronize()
+        with ExitStack() as stack:
+            graph = self._capture(stream)
+            with self._primary.current():
+                stack.callback(self._primary.release, lambda: driver.graph_destroy(graph))
+                executable = driver.graph_instantiate(graph)
+            primary = self._primary
+            self._own(
+                executable,
+                lambda handle: primary.release(lambda: driver.graph_exec_destroy(handle)),
+                parents=[context, bindings],
+            )
+
+    def _capture(self, stream: Stream) -> int:
+        context, bindings, driver = self.context, self.bindings, self._primary.driver
+        with (
+            context._record as state,
+            bindings._record,
+            stream._record as handle,
+            self._primary.current(),
+        ):
+            context._turn.take(True)
+            try:
+                driver.stream_begin_capture(handle)
+                try:
+                    bindings._upload(handle)
+                    context._run(state, bindings, handle)
+                    bindings._download(handle)
+                except BaseException as error:
+                    with suppress(CudaError):
+                        driver.graph_destroy(driver.stream_end_capture(handle))
+                    if isinstance(error, Exception):
+                        raise UnsupportedError(
+                            f"the inference cannot be captured in a CUDA graph: {error}"
+                        ) from error
+                    raise
+                return driver.stream_end_capture(handle)
+            finally:
+                context._turn.give()
+
+    def launch(self, stream: Stream) -> None:
+        """Enqueue the captured copies and inference. Does not synchronise.
+
+        Fill the inputs' host sides before, and read the outputs' after a synchronisation.
+        """
+        _same_device(self.context.device, stream.device, "graph", "stream")
+        bindings, context = self.bindings, self.context
+        with (
+            self._record as executable,
+            bindings._record as memory,
+            context._record as state,
+            stream._record as handle,
+        ):
+            context._turn.take(True)
+            try:
+                with self._primary.current():
+                    uses: tuple[LastUse, ...] = (memory.last_use, state.last_use)
+                    for use in uses:
+                        use.begin(stream, handle)
+                    try:
+                        self._primary.driver.graph_launch(executable, handle)
+                    finally:
+                        for use in uses:
+                            use.end(stream, handle)
+            finally:
+                context._turn.give()
+
+    def _describe(self) -> str:
+        return f"of {self.context.engine.name!r}, profile {self.bindings.profile}"

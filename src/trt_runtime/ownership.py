@@ -1,0 +1,321 @@
+"""The one base of everything that is released: `Owned`, and the `Record` that does the releasing.
+
+A record lives outside its object. It holds the handle, how to destroy it, the parents (strongly,
+so that they outlive it) and the records of the children. The object holds the record, and a
+`weakref.finalize` holds it too, so that a forgotten object is released, then reported.
+
+Nothing in here knows CUDA or TensorRT.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_note
+
+logger = logging.getLogger("trt_runtime")
+
+_Self = TypeVar("_Self", bound="Owned")
+_serials = itertools.count()
+
+#: How long interpreter exit waits for a daemon thread that is inside a call, in seconds.
+EXIT_PATIENCE_SECONDS = 5.0
+_CUDA_ERROR_DEINITIALIZED = 4
+
+
+def release_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Run every step, even when one fails; raise the first failure with the rest as its notes."""
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                add_note(first, f"also failed while releasing: {error!r}")
+    if first is not None:
+        raise first
+
+
+class Record:
+    """Handle, destroyer, parents, children and users of one owned object.
+
+    ``with record as handle:`` marks a use: it raises `ClosedError` once closing has begun, and
+    `close` waits until the last use has ended.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_changed",
+        "_closing",
+        "_destroy",
+        "_released",
+        "_then",
+        "_users",
+        "children",
+        "handle",
+        "label",
+        "parents",
+        "pid",
+        "quiet",
+        "serial",
+    )
+
+    def __init__(
+        self,
+        label: str,
+        handle: Any,
+        destroy: Callable[[Any], None],
+        parents: tuple[Record, ...],
+    ) -> None:
+        self.label = label
+        self.handle = handle
+        self.parents = parents
+        self.children: dict[Record, None] = {}
+        self.pid = os.getpid()
+        self.quiet = False
+        self.serial = next(_serials)
+        self._destroy = destroy
+        self._then: list[Callable[[], object]] = []
+        self._users: list[int] = []
+        self._closing: int | None = None
+        self._released = False
+        self._changed = threading.Condition(threading.RLock())
+        for parent in parents:
+            parent.admit(self)
+
+    @property
+    def closed(self) -> bool:
+        return self._closing is not None or self.pid != os.getpid()
+
+    def also(self, steps: Iterable[Callable[[], object]]) -> None:
+        """Run ``steps`` after the handle was destroyed, such as closing a device opened for it."""
+        self._then.extend(steps)
+
+    def admit(self, child: Record) -> None:
+        with self._changed:
+            if self._closing is not None:
+                raise self.closed_error()
+            self.children[child] = None
+
+    def closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.label} is closed; create a new one, or keep it open longer")
+
+    def forked_error(self) -> ForkedProcessError:
+        return ForkedProcessError(
+            f"{self.label} belongs to process {self.pid}, and this is a fork of it (process "
+            f"{os.getpid()}). CUDA does not survive a fork: start workers with "
+            "multiprocessing.get_context('spawn'), or open everything after the fork."
+        )
+
+    def __enter__(self) -> Any:
+        if self.pid != os.getpid():
+            raise self.forked_error()
+        with self._changed:
+            if self._closing is not None:
+                raise self.closed_error()
+            self._users.append(threading.get_ident())
+        return self.handle
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._users.remove(threading.get_ident())
+            if self._closing is not None:
+                self._changed.notify_all()
+
+    def close(self, patience_seconds: float | None = None) -> None:
+        """Release once: refuse new uses, wait for the running ones, close children, destroy.
+
+        Of several threads in here one releases and the others wait for it. In a forked child
+        nothing is called and the handle is only forgotten.
+        """
+        if self.pid != os.getpid():
+            self._closing, self._released, self.handle = threading.get_ident(), True, None
+            return
+        me = threading.get_ident()
+        with self._changed:
+            if self._closing is not None:
+                if self._closing != me:
+                    self._changed.wait_for(lambda: self._released, patience_seconds)
+                return
+            if me in self._users:
+                raise BusyError(
+                    f"{self.label} cannot be closed from inside a call on it; "
+                    "close it after the call has returned"
+                )
+            self._closing = me
+        try:
+            release_all(
+                [
+                    lambda: self._wait_for_users(patience_seconds),
+                    self._close_children,
+                    self._destroy_handle,
+                    *self._then,
+                ]
+            )
+        finally:
+            with self._changed:
+                self._released = True
+                self._changed.notify_all()
+            parents, self.parents = self.parents, ()
+            for parent in parents:
+                parent.children.pop(self, None)
+
+    def _wait_for_users(self, patience_seconds: float | None) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._users, patience_seconds):
+                # Destroying under a thread that is stuck in a call could crash the exit.
+                self._destroy = _leave_to_the_process
+                raise BusyError(f"{self.label} was still in use when the interpreter exited")
+
+    def _close_children(self) -> None:
+        children = sorted(tuple(self.children), key=lambda record: record.serial, reverse=True)
+        release_all([child.close for child in children])
+
+    def _destroy_handle(self) -> None:
+        # Taken out before it is destroyed: a re-entrant close finds nothing left to destroy.
+        handle, self.handle = self.handle, None
+        destroy, self._destroy = self._destroy, _leave_to_the_process
+        destroy(handle)
+
+
+def _leave_to_the_process(_: Any) -> None:
+    """Stand-in for a destroyer that has run, or must not."""
+
+
+def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
+    """Release a forgotten object, then report it."""
+    if record.pid != os.getpid() or record.closed:
+        return
+    at_exit = reference() is not None  # only the interpreter's exit finalises a living object
+    try:
+        record.close(EXIT_PATIENCE_SECONDS if at_exit else None)
+    except CudaError as error:
+        if not (at_exit and error.code == _CUDA_ERROR_DEINITIALIZED):
+            logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
+    except Exception as error:
+        logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
+    if not record.quiet:
+        warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
+
+
+class Owned:
+    """Base of every object that owns something which must be released.
+
+    ``close()`` is idempotent and safe from several threads; ``with`` calls it. Children are closed
+    first, newest first. An object that was forgotten is released when it is collected or when the
+    interpreter exits, and then reported with a `ResourceWarning`.
+    """
+
+    __slots__ = ("__weakref__", "_finalizer", "_record")
+
+    _record: Record
+    _finalizer: weakref.finalize[..., Any]
+
+    def _own(
+        self,
+        handle: Any,
+        destroy: Callable[[Any], None],
+        *,
+        parents: Iterable[Owned] = (),
+        then: Iterable[Callable[[], object]] = (),
+        label: str | None = None,
+    ) -> None:
+        """Take ownership of ``handle``: from here on, whatever happens, it is released once.
+
+        ``destroy``, and the steps ``then`` run after it, must not refer to ``self``, or the object
+        could never be collected.
+        """
+        parents = tuple(parents)
+        try:
+            record = Record(
+                label or type(self).__name__, handle, destroy, tuple(p._record for p in parents)
+            )
+        except BaseException:
+            release_all([lambda: destroy(handle), *then])
+            raise
+        record.also(then)
+        self._record = record
+        # The parents ride along as objects: they must not be collected before this one.
+        self._finalizer = weakref.finalize(self, _finalize_with, record, weakref.ref(self), parents)
+
+    def _be_part(self) -> None:
+        """Become a part of another object, which releases it; never reported as forgotten alone."""
+        self._record.quiet = True
+        self._finalizer.atexit = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` has begun; never raises."""
+        record = getattr(self, "_record", None)
+        return record is None or record.closed
+
+    def close(self) -> None:
+        """Release everything this object owns; does nothing when it is closed already.
+
+        Waits for calls that other threads have in flight and for device work that still uses what
+        is released. If a release fails the rest is released all the same, and the first failure is
+        raised with the others as notes.
+        """
+        record = getattr(self, "_record", None)
+        if record is None:
+            return
+        record.close()
+        self._finalizer.detach()
+
+    def __enter__(self: _Self) -> _Self:
+        if self._record.pid != os.getpid():
+            raise self._record.forked_error()
+        if self.closed:
+            raise self._record.closed_error()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            add_note(error, f"closing {self._record.label} failed too: {failure!r}")
+
+    def _describe(self) -> str:
+        """What `repr` says of an open object, without the class's name."""
+        return ""
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if getattr(self, "_record", None) is None:
+            return f"<{name} never opened>"
+        if self.closed:
+            return f"<{name} closed>"
+        try:
+            description = self._describe()
+        except Exception:  # closed by another thread meanwhile
+            description = "closing"
+        return f"<{name} {description}>" if description else f"<{name}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} owns memory of this process and cannot be pickled or copied; "
+            "send what it was made from instead"
+        )
+
+
+def _finalize_with(
+    record: Record, reference: weakref.ref[Owned], parents: tuple[Owned, ...]
+) -> None:
+    _finalize(record, reference)

@@ -1,0 +1,107 @@
+"""The CUDA driver as this project needs it: a protocol, and what its two implementations share.
+
+Handles are plain integers; ``0`` is never a valid one, except that stream 0 is CUDA's legacy
+default stream. Sizes are bytes. Every method raises `CudaError` on failure; none returns a status.
+Implementations: `cuda.CudaDriver` over ``cuda.bindings.driver``, and `host.driver.HostDriver`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CudaError, OutOfMemoryError, StickyCudaError
+
+#: ``CUresult`` values that the project tells apart (cuda.h of CUDA 13).
+SUCCESS = 0
+INVALID_VALUE = 1
+OUT_OF_MEMORY = 2
+NOT_INITIALIZED = 3
+DEINITIALIZED = 4
+NO_DEVICE = 100
+INVALID_DEVICE = 101
+INVALID_CONTEXT = 201
+INVALID_HANDLE = 400
+NOT_READY = 600
+UNKNOWN = 999
+
+#: After these the context is unusable and the process must restart (CUDA driver API, "CUresult").
+STICKY = frozenset({214, 220, 700, 702, 714, 715, 716, 717, 718, 719})
+
+
+def cuda_error(code: int, name: str, call: str, detail: str = "") -> CudaError:
+    """The exception for a failed call, of the class that its code deserves."""
+    if code == OUT_OF_MEMORY:
+        return OutOfMemoryError(code, name, call, detail)
+    if code in STICKY:
+        restart = "the GPU context is broken; this process must be restarted"
+        return StickyCudaError(code, name, call, f"{detail}; {restart}" if detail else restart)
+    return CudaError(code, name, call, detail)
+
+
+def host_bytes(address: int, nbytes: int) -> NDArray[np.uint8]:
+    """Host memory as an array that holds nothing: the caller keeps it alive."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+class Driver(Protocol):
+    """What a CUDA driver does for the layers above the seam."""
+
+    # Devices and contexts -------------------------------------------------------------------
+    def driver_version(self) -> int:
+        """CUDA version the driver supports, as 1000 * major + 10 * minor."""
+
+    def device_count(self) -> int: ...
+    def device_name(self, ordinal: int) -> str: ...
+    def compute_capability(self, ordinal: int) -> tuple[int, int]: ...
+    def total_memory(self, ordinal: int) -> int: ...
+    def retain_primary_context(self, ordinal: int) -> int: ...
+    def release_primary_context(self, ordinal: int) -> None: ...
+    def current_context(self) -> int:
+        """The context current on this thread; 0 when there is none."""
+
+    def set_current_context(self, context: int) -> None: ...
+
+    # Memory ---------------------------------------------------------------------------------
+    def memory_info(self) -> tuple[int, int]:
+        """Free and total device memory of the current context's device, in bytes."""
+
+    def mem_alloc(self, nbytes: int) -> int: ...
+    def mem_free(self, address: int) -> None: ...
+    def mem_host_alloc(self, nbytes: int) -> int: ...
+    def mem_host_free(self, address: int) -> None: ...
+    def memcpy_htod_async(self, device: int, host: int, nbytes: int, stream: int) -> None: ...
+    def memcpy_dtoh_async(self, host: int, device: int, nbytes: int, stream: int) -> None: ...
+    def memcpy_dtod_async(self, target: int, source: int, nbytes: int, stream: int) -> None: ...
+    def memset_d8_async(self, device: int, value: int, nbytes: int, stream: int) -> None: ...
+
+    # Streams and events ---------------------------------------------------------------------
+    def stream_create(self, priority: int) -> int:
+        """A non-blocking stream: it never synchronises with the legacy default stream."""
+
+    def stream_destroy(self, stream: int) -> None: ...
+    def stream_synchronize(self, stream: int) -> None: ...
+    def stream_query(self, stream: int) -> bool:
+        """Whether everything enqueued so far has finished."""
+
+    def stream_wait_event(self, stream: int, event: int) -> None: ...
+    def event_create(self, timing: bool) -> int: ...
+    def event_destroy(self, event: int) -> None: ...
+    def event_record(self, event: int, stream: int) -> None: ...
+    def event_synchronize(self, event: int) -> None: ...
+    def event_query(self, event: int) -> bool: ...
+    def event_elapsed_ms(self, start: int, end: int) -> float: ...
+
+    # Graphs ---------------------------------------------------------------------------------
+    def stream_begin_capture(self, stream: int) -> None:
+        """Begin capture in thread-local mode: other threads' calls do not disturb it."""
+
+    def stream_end_capture(self, stream: int) -> int: ...
+    def is_capturing(self, stream: int) -> bool: ...
+    def graph_instantiate(self, graph: int) -> int: ...
+    def graph_launch(self, executable: int, stream: int) -> None: ...
+    def graph_exec_destroy(self, executable: int) -> None: ...
+    def graph_destroy(self, graph: int) -> None: ...

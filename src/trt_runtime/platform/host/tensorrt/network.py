@@ -1,0 +1,148 @@
+"""The network definition: what a parser fills and a builder builds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .dependence import analyse, with_shape_tensors
+from .enums import DataType, NetworkDefinitionCreationFlag, TensorLocation
+from .model import Tensor, border_tensors
+from .seam import TensorRTObject
+from .shapes import with_inferred_outputs
+
+if TYPE_CHECKING:
+    from .builder import Builder
+
+
+class ITensor:
+    """A network input or output."""
+
+    def __init__(self, network: INetworkDefinition, index: int) -> None:
+        self._network = network
+        self._index = index
+
+    @property
+    def _tensor(self) -> Tensor:
+        return self._network._tensors[self._index]
+
+    @property
+    def name(self) -> str:
+        return self._tensor.name
+
+    @property
+    def dtype(self) -> DataType:
+        return self._tensor.data_type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions, -1 where unknown; assigning fixes or frees dimensions of an input."""
+        return self._tensor.dims
+
+    @shape.setter
+    def shape(self, dims: tuple[int, ...]) -> None:
+        self._network._reshape_input(self._index, tuple(int(dim) for dim in dims))
+
+    @property
+    def is_shape_tensor(self) -> bool:
+        """Whether the values of this tensor decide shapes."""
+        return self._tensor.is_shape_tensor
+
+    @property
+    def is_execution_tensor(self) -> bool:
+        return not self._tensor.is_shape_tensor
+
+    @property
+    def is_network_input(self) -> bool:
+        return self._tensor.is_input
+
+    @property
+    def is_network_output(self) -> bool:
+        return not self._tensor.is_input
+
+    @property
+    def location(self) -> TensorLocation:
+        return TensorLocation.HOST if self._tensor.is_shape_tensor else TensorLocation.DEVICE
+
+    def get_dimension_name(self, index: int) -> str:
+        """Return the name that the model gives to a dimension, or an empty string."""
+        names = self._tensor.dim_names
+        return names[index] if 0 <= index < len(names) else ""
+
+
+class INetworkDefinition(TensorRTObject):
+    """A network, empty until a parser gives it a model."""
+
+    def __init__(self, builder: Builder, flags: int) -> None:
+        super().__init__(builder._trt, builder._logger, "network", parent=builder)
+        self.name = "Unnamed Network 0"
+        self._builder = builder
+        self._flags = flags
+        self._model: Any = None
+        self._tensors: list[Tensor] = []
+
+    @property
+    def builder(self) -> Builder:
+        return self._builder
+
+    @property
+    def flags(self) -> int:
+        return self._flags
+
+    def get_flag(self, flag: NetworkDefinitionCreationFlag) -> bool:
+        return bool(self._flags >> int(flag) & 1)
+
+    @property
+    def has_implicit_batch_dimension(self) -> bool:
+        return False
+
+    @property
+    def num_inputs(self) -> int:
+        return sum(t.is_input for t in self._tensors)
+
+    @property
+    def num_outputs(self) -> int:
+        return sum(not t.is_input for t in self._tensors)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._model.graph.node) if self._model is not None else 0
+
+    def get_input(self, index: int) -> ITensor | None:
+        if not 0 <= index < self.num_inputs:
+            self._error(f"INetworkDefinition::getInput: index {index} of {self.num_inputs} inputs")
+            return None
+        return ITensor(self, index)
+
+    def get_output(self, index: int) -> ITensor | None:
+        if not 0 <= index < self.num_outputs:
+            self._error(
+                f"INetworkDefinition::getOutput: index {index} of {self.num_outputs} outputs"
+            )
+            return None
+        return ITensor(self, self.num_inputs + index)
+
+    def _fill(self, model: Any) -> None:
+        """Take a model whose border tensors are known to be acceptable."""
+        self._model = model
+        self._analyse()
+        if model.graph.name:
+            self.name = model.graph.name
+
+    def _analyse(self) -> None:
+        tensors = border_tensors(with_inferred_outputs(self._model))
+        self._tensors = with_shape_tensors(tensors, analyse(self._model, tensors).shape_tensors)
+
+    def _reshape_input(self, index: int, dims: tuple[int, ...]) -> None:
+        tensor = self._tensors[index]
+        if not tensor.is_input or len(dims) != len(tensor.dims):
+            self._error(
+                f"ITensor::setDimensions: {tensor.name}: cannot change {tensor.dims} to {dims}"
+            )
+            return
+        value = next(v for v in self._model.graph.input if v.name == tensor.name)
+        for dim, size in zip(value.type.tensor_type.shape.dim, dims, strict=True):
+            if size >= 0:
+                dim.dim_value = size
+            elif dim.HasField("dim_value"):
+                dim.Clear()
+        self._analyse()

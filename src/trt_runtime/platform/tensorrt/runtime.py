@@ -1,0 +1,379 @@
+"""Engines and execution contexts of TensorRT: `PlanEngine` and `PlanContext`.
+
+Each wraps TensorRT's object, checks what every call returns, and raises with the log lines that
+explain a failure. They own nothing but that object; who releases them, and when, is the business
+of `trt_runtime.engine` and `trt_runtime.context`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import (
+    CorruptPlanError,
+    EngineError,
+    NotAPlanError,
+    OutOfMemoryError,
+    PlanDeviceError,
+    PlanError,
+    PlanVersionError,
+    ShapeError,
+    UntrustedPlanError,
+)
+from ...tensor import Range, Shape, TensorSpec, format_shape, numpy_dtype
+
+if TYPE_CHECKING:
+    from . import TensorRT
+
+#: What plans begin with: built by TensorRT, by TensorRT for RTX, version compatible, by the host.
+PLAN_MAGIC = (b"ftrt", b"ptrt", b"rtrt", b"vtrt", b"TRTHOST")
+
+# What TensorRT says when it refuses a plan, most telling first. The first three were read off
+# releases 8.6.0, 10.16.1 and RTX 1.7.1; see tests/gpu and tests/platform.
+_REFUSALS: tuple[tuple[tuple[str, ...], type[PlanError], str], ...] = (
+    (
+        ("host code", "host_code", "hostcode"),
+        UntrustedPlanError,
+        "the plan carries its own runtime, which is host code. If you trust where it came from, "
+        "load it with trust_host_code=True",
+    ),
+    (
+        ("incompatible device", "different compute capability", "compute capability"),
+        PlanDeviceError,
+        "the plan was built for another GPU; build it again on this one",
+    ),
+    (
+        (
+            "version tag does not match",
+            "library version",
+            "not compatible with this version",
+            "incompatible serialization version",
+            "lean runtime",
+            "different version",
+        ),
+        PlanVersionError,
+        "the plan was built by another TensorRT; build it again with this one, or make it version "
+        "compatible",
+    ),
+    (
+        ("checksum", "truncated", "corrupt", "insufficient data", "out of bounds", "plan size"),
+        CorruptPlanError,
+        "the plan is truncated or damaged; copy or build it again",
+    ),
+)
+
+
+class PlanEngine:
+    """A deserialised engine and the runtime that made it.
+
+    The device's context must be current for construction, `create_context` and `release`.
+    """
+
+    __slots__ = ("_engine", "_library", "_runtime")
+
+    def __init__(
+        self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
+    ) -> None:
+        self._library = library
+        self._runtime: Any = None
+        self._engine: Any = None
+        with library.log.capture() as lines:
+            try:
+                self._runtime = library.module.Runtime(library.log.logger)
+                if lean_library is not None:
+                    base, self._runtime = self._runtime, None
+                    self._runtime = base.load_runtime(lean_library)
+                    if self._runtime is None:
+                        raise EngineError(
+                            f"TensorRT could not load the lean runtime {lean_library}; expected a "
+                            "libnvinfer_lean.so of the release that built the plan",
+                            log_lines=lines,
+                        )
+                if trust_host_code:
+                    self._runtime.engine_host_code_allowed = True
+                self._engine = self._runtime.deserialize_cuda_engine(plan)
+            except (TypeError, RuntimeError) as error:
+                self.release()
+                raise EngineError(
+                    f"TensorRT {library.version} could not make a runtime: {error}",
+                    log_lines=lines,
+                ) from error
+            except BaseException:
+                self.release()
+                raise
+        if self._engine is None:
+            self.release()
+            raise _refusal(library, plan, lines)
+
+    def release(self) -> None:
+        """Drop TensorRT's objects, the engine first."""
+        self._engine = None
+        self._runtime = None
+
+    @property
+    def name(self) -> str:
+        return str(self._engine.name)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that one context needs while it runs, for any profile."""
+        if self._library.flavour.user_managed_scratch:
+            return int(self._engine.device_memory_size_v2)
+        return int(self._engine.device_memory_size)
+
+    @property
+    def profile_count(self) -> int:
+        return int(self._engine.num_optimization_profiles)
+
+    @property
+    def layer_count(self) -> int:
+        return int(self._engine.num_layers)
+
+    def serialize(self) -> bytes:
+        with self._library.log.capture() as lines:
+            memory = self._engine.serialize()
+        if memory is None:
+            raise EngineError("TensorRT could not serialise the engine", log_lines=lines)
+        return bytes(memory)
+
+    def describe(self) -> tuple[TensorSpec, ...]:
+        """Every input and output, in the engine's order."""
+        names = [str(self._engine.get_tensor_name(i)) for i in range(self._engine.num_io_tensors)]
+        return tuple(self._describe(name) for name in names)
+
+    def _describe(self, name: str) -> TensorSpec:
+        module = self._library.module
+        is_input = self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+        on_host = self._engine.get_tensor_location(name) == module.TensorLocation.HOST
+        layout = str(self._engine.get_tensor_format_desc(name))
+        return TensorSpec(
+            name=name,
+            dtype=numpy_dtype(self._engine.get_tensor_dtype(name).name, name),
+            shape=tuple(int(n) for n in self._engine.get_tensor_shape(name)),
+            mode="input" if is_input else "output",
+            location="host" if on_host else "device",
+            profiles=tuple(self._ranges(name)) if is_input else (),
+            values=tuple(self._values(name)) if is_input and on_host else (),
+            layout="" if "LINEAR" in layout.upper() else layout,
+        )
+
+    def _ranges(self, name: str) -> list[Range]:
+        ranges = []
+        for index in range(self.profile_count):
+            shapes = self._engine.get_tensor_profile_shape(name, index)
+            if len(shapes) == 3:
+                ranges.append(Range(*(tuple(int(n) for n in shape) for shape in shapes)))
+        return ranges
+
+    def _values(self, name: str) -> list[Range]:
+        ranges = []
+        for index in range(self.profile_count):
+            if self._library.flavour.generation >= 10:
+                # The bindings name these arguments the other way round; by position is right.
+                values = self._engine.get_tensor_profile_values(index, name)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    values = self._engine.get_profile_shape_input(index, name)
+            if len(values) == 3:
+                ranges.append(Range(*(tuple(int(n) for n in value) for value in values)))
+        return ranges
+
+    def create_context(self) -> PlanContext:
+        """A context without scratch memory: give it some with `PlanContext.set_scratch`."""
+        with self._library.log.capture() as lines:
+            if self._library.flavour.user_managed_scratch:
+                strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+                context = PlanContext(
+                    self._library, self._engine.create_execution_context(strategy)
+                )
+            else:
+                context = PlanContext(
+                    self._library, self._engine.create_execution_context_without_device_memory()
+                )
+        if not context:
+            raise EngineError("TensorRT could not create an execution context", log_lines=lines)
+        return context
+
+
+class PlanContext:
+    """An execution context of TensorRT. The device's context must be current for every call."""
+
+    __slots__ = ("_allocator", "_context", "_library", "_profiler")
+
+    def __init__(self, library: TensorRT, context: Any) -> None:
+        self._library = library
+        self._context = context
+        self._allocator: Any = None
+        self._profiler: Any = None
+
+    def __bool__(self) -> bool:
+        return self._context is not None
+
+    def release(self) -> None:
+        """Drop TensorRT's object, then what it pointed to."""
+        self._context = None
+        self._allocator = None
+        self._profiler = None
+
+    @property
+    def profile(self) -> int:
+        return int(self._context.active_optimization_profile)
+
+    def set_name(self, name: str) -> None:
+        """TensorRT keeps a reference to each name it is ever given: set it once."""
+        self._context.name = name
+
+    def set_scratch(self, address: int, nbytes: int) -> None:
+        if self._library.flavour.user_managed_scratch:
+            self._context.set_device_memory(address, nbytes)
+        else:
+            self._context.device_memory = address
+
+    def set_profile(self, index: int, stream: int) -> None:
+        with self._library.log.capture() as lines:
+            try:
+                done = self._context.set_optimization_profile_async(index, stream)
+            except RuntimeError:
+                done = False
+        if not done:
+            hint = (
+                ""
+                if self._library.flavour.shared_profiles
+                else "; in TensorRT 8 a profile serves one context at a time unless the engine was "
+                "built with profile sharing"
+            )
+            raise EngineError(
+                f"TensorRT could not switch to optimisation profile {index}{hint}", log_lines=lines
+            )
+
+    def set_input_shape(self, name: str, shape: Shape) -> None:
+        with self._library.log.capture() as lines:
+            done = self._context.set_input_shape(name, shape)
+        if not done:
+            raise ShapeError(
+                f"TensorRT refused shape {format_shape(shape)} for input {name!r}",
+                log_lines=lines,
+            )
+
+    def set_address(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise EngineError(
+                f"TensorRT refused address {hex(address)} for tensor {name!r}",
+                log_lines=self._library.log.take_errors(),
+            )
+
+    def infer_shapes(self) -> None:
+        """Let TensorRT work out the output shapes; inputs and shape values must be set."""
+        with self._library.log.capture() as lines:
+            try:
+                missing = self._context.infer_shapes()
+            except RuntimeError as error:
+                raise EngineError(
+                    f"TensorRT could not infer the output shapes: {error}", log_lines=lines
+                ) from error
+        if missing:
+            raise EngineError(
+                f"TensorRT still misses the shape or values of {', '.join(map(repr, missing))}",
+                log_lines=lines,
+            )
+
+    def shape(self, name: str) -> Shape:
+        """The tensor's shape now; -1 where it depends on the data."""
+        return tuple(int(n) for n in self._context.get_tensor_shape(name))
+
+    def set_output_allocator(
+        self,
+        names: Sequence[str],
+        allocate: Callable[[str, int], int],
+        notify: Callable[[str, Shape], None],
+    ) -> None:
+        """Have outputs of data-dependent shape allocated by ``allocate(name, nbytes)``.
+
+        Called once in a context's life: TensorRT's bindings keep a reference per call. Neither
+        callback may raise, since TensorRT would lose the exception.
+        """
+        base = self._library.module.IOutputAllocator
+
+        class OutputAllocator(base):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def reallocate_output(
+                self, tensor_name: str, memory: Any, size: int, alignment: int
+            ) -> int:
+                return allocate(tensor_name, int(size))
+
+            def reallocate_output_async(
+                self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any
+            ) -> int:
+                return allocate(tensor_name, int(size))
+
+            def notify_shape(self, tensor_name: str, shape: Any) -> None:
+                notify(tensor_name, tuple(int(n) for n in shape))
+
+        self._allocator = OutputAllocator()
+        for name in names:
+            if not self._context.set_output_allocator(name, self._allocator):
+                raise EngineError(
+                    f"TensorRT refused an output allocator for {name!r}",
+                    log_lines=self._library.log.take_errors(),
+                )
+
+    @property
+    def has_output_allocator(self) -> bool:
+        return self._allocator is not None
+
+    @property
+    def has_profiler(self) -> bool:
+        return self._profiler is not None
+
+    def set_profiler(self, report: Callable[[str, float], None]) -> None:
+        """Report each layer's milliseconds after every enqueue; once in a context's life."""
+        base = self._library.module.IProfiler
+
+        class Profiler(base):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                report(str(layer_name), float(ms))
+
+        self._profiler = Profiler()
+        self._context.profiler = self._profiler
+
+    def enqueue(self, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
+            lines = self._library.log.take_errors()
+            if any("out of memory" in line.lower() for line in lines):
+                raise OutOfMemoryError(2, "CUDA_ERROR_OUT_OF_MEMORY", "enqueueV3", lines[-1])
+            raise EngineError("TensorRT could not enqueue the inference", log_lines=lines)
+
+
+def _refusal(library: TensorRT, plan: bytes, lines: Sequence[str]) -> PlanError:
+    """Why a plan was refused, as far as its first bytes and TensorRT's log tell."""
+    head = bytes(plan[:16])
+    told = f"{library.name} {library.version} refused the plan ({len(plan)} bytes): "
+    if not plan:
+        return NotAPlanError(told + "it is empty", log_lines=lines)
+    text = " ".join(lines).lower()
+    looks_like_plan = head.startswith(PLAN_MAGIC)
+    if not looks_like_plan and ("magic" in text or not text):
+        return NotAPlanError(
+            f"{told}it is not a plan; it begins with {head[:8]!r}. A plan is what Engine.save "
+            "writes; an ONNX model goes through Engine.build or Session.",
+            log_lines=lines,
+        )
+    for phrases, kind, advice in _REFUSALS:
+        if any(phrase in text for phrase in phrases):
+            return kind(told + advice, log_lines=lines)
+    if "magic" in text:
+        return PlanVersionError(
+            told + "it is of another TensorRT or TensorRT for RTX; build it again with this one",
+            log_lines=lines,
+        )
+    if looks_like_plan:
+        return CorruptPlanError(told + "it is probably damaged; build it again", log_lines=lines)
+    return PlanError(told + "TensorRT's log says why", log_lines=lines)

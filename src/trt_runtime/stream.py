@@ -1,0 +1,245 @@
+"""`Stream` and `Event`, and `LastUse`: the end of the device work that still touches something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from .device import Device, PrimaryContext, borrow_or_open
+from .errors import CudaError, InputError
+from .ownership import Owned, Record
+from .platform.driver import Driver
+
+
+def wait_insistently(wait: Callable[[], None]) -> None:
+    """Wait, and once more if that fails.
+
+    The driver's waiting calls may report an earlier launch's error without having waited (CUDA
+    driver API, notes of ``cuEventSynchronize``), and what follows is the release of memory.
+    """
+    try:
+        wait()
+    except CudaError as error:
+        try:
+            wait()
+        except CudaError as again:
+            raise again from error
+        raise
+
+
+class LastUse:
+    """The end of the latest device work on something, as an event.
+
+    ``begin`` makes a stream wait for work that another stream began, so that an object which moves
+    from stream to stream is never used by two at once. ``end`` marks the work's end.
+    """
+
+    __slots__ = ("_driver", "_event", "_stream")
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._event = driver.event_create(False)
+        self._stream: Record | None = None
+
+    def begin(self, stream: Stream, handle: int) -> None:
+        if self._stream is not None and self._stream is not stream._record:
+            self._driver.stream_wait_event(handle, self._event)
+
+    def end(self, stream: Stream, handle: int) -> None:
+        self._stream = stream._record
+        try:
+            self._driver.event_record(self._event, handle)
+        except CudaError:
+            # Nothing marks the end of the work now, so it must end here.
+            wait_insistently(lambda: self._driver.stream_synchronize(handle))
+            raise
+
+    @property
+    def finished(self) -> bool:
+        return self._stream is None or self._driver.event_query(self._event)
+
+    def wait(self) -> None:
+        """Block until the work has ended; the device's context must be current."""
+        if self._stream is not None:
+            wait_insistently(lambda: self._driver.event_synchronize(self._event))
+
+    def destroy(self) -> None:
+        event, self._event = self._event, 0
+        if event:
+            self._driver.event_destroy(event)
+
+
+class Event(Owned):
+    """A point in a stream that can be waited for.
+
+    Parameters
+    ----------
+    device : Device, str, int or None
+        As `Device`; a `Device` is borrowed, anything else is opened and owned.
+    timing : bool
+        Whether `elapsed_ms` can be asked; costs a little at each record.
+    """
+
+    __slots__ = ("_driver", "device", "timing")
+
+    def __init__(self, device: Device | str | int | None = None, *, timing: bool = False) -> None:
+        with ExitStack() as stack:
+            self.device, then = borrow_or_open(device, stack)
+            self.timing = timing
+            self._driver = self.device._driver
+            primary = self.device._primary
+            with primary.current():
+                handle = self._driver.event_create(timing)
+            stack.pop_all()
+            self._own(handle, _EventReleaser(primary), parents=[self.device], then=then)
+
+    @property
+    def handle(self) -> int:
+        """The ``CUevent`` as an integer; raises `ClosedError` when closed."""
+        with self._record as handle:
+            return int(handle)
+
+    def record(self, stream: Stream) -> None:
+        """Mark the end of what is enqueued on ``stream`` so far. Does not synchronise."""
+        _same_device(self.device, stream.device, "event", "stream")
+        with self._record as event, stream._record as handle, self.device._primary.current():
+            self._driver.event_record(event, handle)
+
+    def synchronize(self) -> None:
+        """Block until the recorded point is reached; returns at once if none was recorded."""
+        with self._record as event, self.device._primary.current():
+            self._driver.event_synchronize(event)
+
+    def query(self) -> bool:
+        """Whether the recorded point is reached. Does not synchronise."""
+        with self._record as event, self.device._primary.current():
+            return self._driver.event_query(event)
+
+    def elapsed_ms(self, since: Event) -> float:
+        """Milliseconds of device time from ``since`` to this event; both must have been reached."""
+        if not (self.timing and since.timing):
+            raise InputError("elapsed_ms needs two events made with timing=True")
+        with self._record as end, since._record as start, self.device._primary.current():
+            return self._driver.event_elapsed_ms(start, end)
+
+    def _describe(self) -> str:
+        return f"{hex(self.handle)} on {self.device}"
+
+
+class Stream(Owned):
+    """An in-order queue of device work: a created, non-blocking CUDA stream, never the default one.
+
+    Parameters
+    ----------
+    device : Device, str, int or None
+        As `Device`; a `Device` is borrowed, anything else is opened and owned.
+    priority : int
+        CUDA's; lower numbers run first, 0 is the default.
+
+    Notes
+    -----
+    ``close`` waits for the work that is enqueued.
+    """
+
+    __slots__ = ("_driver", "device", "owner")
+
+    def __init__(self, device: Device | str | int | None = None, *, priority: int = 0) -> None:
+        with ExitStack() as stack:
+            self.device, then = borrow_or_open(device, stack)
+            self.owner: Any = None
+            self._driver = driver = self.device._driver
+            primary = self.device._primary
+            with primary.current():
+                handle = driver.stream_create(priority)
+            stack.pop_all()
+            self._own(handle, _StreamReleaser(primary), parents=[self.device], then=then)
+
+    @classmethod
+    def from_handle(cls, handle: int, *, device: Device, owner: Any) -> Stream:
+        """Borrow a stream that another library made.
+
+        ``owner`` is whatever keeps the stream alive; it is held until this object is closed.
+        Closing waits for the work and leaves the stream to its owner.
+        """
+        if not isinstance(handle, int) or handle < 0:
+            raise InputError(f"a stream handle is a non-negative int, not {handle!r}")
+        self = cls.__new__(cls)
+        self.device = device
+        self.owner = owner
+        self._driver = device._driver
+        self._own(handle, _StreamReleaser(device._primary, owned=False), parents=[device])
+        return self
+
+    @property
+    def handle(self) -> int:
+        """The ``CUstream`` as an integer; raises `ClosedError` when closed, and is never 0 then."""
+        with self._record as handle:
+            return int(handle)
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """The stream protocol of cuda.core: version 0, and the handle."""
+        return (0, self.handle)
+
+    def synchronize(self) -> None:
+        """Block until everything enqueued so far has finished."""
+        with self._record as handle, self.device._primary.current():
+            self._driver.stream_synchronize(handle)
+
+    def query(self) -> bool:
+        """Whether everything enqueued so far has finished. Does not synchronise."""
+        with self._record as handle, self.device._primary.current():
+            return self._driver.stream_query(handle)
+
+    def wait(self, event: Event) -> None:
+        """Make later work on this stream wait for ``event``. Does not block the host."""
+        _same_device(self.device, event.device, "stream", "event")
+        with self._record as handle, event._record as point, self.device._primary.current():
+            self._driver.stream_wait_event(handle, point)
+
+    def record(self, event: Event | None = None) -> Event:
+        """Record ``event``, or a new one, at the end of what is enqueued; returns it."""
+        event = event if event is not None else Event(self.device)
+        event.record(self)
+        return event
+
+    def _describe(self) -> str:
+        return f"{hex(self.handle)} on {self.device}" + (" (borrowed)" if self.owner else "")
+
+
+class _EventReleaser:
+    """Destroys an event."""
+
+    __slots__ = ("_primary",)
+
+    def __init__(self, primary: PrimaryContext) -> None:
+        self._primary = primary
+
+    def __call__(self, handle: int) -> None:
+        self._primary.release(lambda: self._primary.driver.event_destroy(handle))
+
+
+class _StreamReleaser:
+    """Waits for a stream's work, and destroys the stream if it is ours."""
+
+    __slots__ = ("_owned", "_primary")
+
+    def __init__(self, primary: PrimaryContext, *, owned: bool = True) -> None:
+        self._primary = primary
+        self._owned = owned
+
+    def __call__(self, handle: int) -> None:
+        driver = self._primary.driver
+        steps: list[Callable[[], object]] = [
+            lambda: wait_insistently(lambda: driver.stream_synchronize(handle))
+        ]
+        if self._owned:
+            steps.append(lambda: driver.stream_destroy(handle))
+        self._primary.release(*steps)
+
+
+def _same_device(mine: Device, other: Device, what: str, other_what: str) -> None:
+    if mine is not other and not mine.same_as(other):
+        raise InputError(
+            f"the {what} is on {mine} and the {other_what} on {other}; both must be on one device"
+        )

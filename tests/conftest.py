@@ -1,0 +1,87 @@
+"""Fixtures: a host device of one's own, whose ledger must be empty afterwards, and the real GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trt_runtime import BuildConfig, Device, Engine, NoDeviceError, NoTensorRTError
+from trt_runtime.platform import HostPlatform, cuda_platform
+
+from .models import Case
+
+#: Where the GPU tests keep version-compatible plans: a runtime without a builder loads them.
+PLANS = os.environ.get("TRT_RUNTIME_TEST_PLANS")
+
+
+def _why_no_gpu() -> str | None:
+    try:
+        cuda_platform().tensorrt()
+    except (NoDeviceError, NoTensorRTError) as error:
+        return error.message
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    reason = _why_no_gpu()
+    if reason is not None:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+
+
+@pytest.fixture
+def platform() -> Iterator[HostPlatform]:
+    """A host platform of the test's own; everything opened on it must be closed by the end."""
+    platform = HostPlatform()
+    yield platform
+    platform.host_driver.ledger.assert_empty()
+
+
+@pytest.fixture
+def host(platform: HostPlatform) -> Iterator[Device]:
+    """A host device whose ledger must be empty once it is closed."""
+    with Device(platform) as device:
+        yield device
+
+
+@pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """The host device always, and the first GPU where there is one."""
+    if request.param == "cuda":
+        with Device("cuda") as device:
+            yield device
+        return
+    platform = HostPlatform()
+    with Device(platform) as device:
+        yield device
+    platform.host_driver.ledger.assert_empty()
+
+
+def open_engine(device: Device, case: Case) -> Engine:
+    """Build the case's engine, or load the plan that a run with a builder left behind."""
+    if device.kind == "host":
+        return Engine.build(case.model, profiles=case.profiles, device=device)
+    path = Path(PLANS) / f"{case.name}.engine" if PLANS else None
+    if path is not None and path.exists():
+        return Engine.load(path, device=device, trust_host_code=True)
+    if not device.platform.tensorrt().has_builder:
+        pytest.skip(f"{device.tensorrt_name} cannot build, and there is no plan of {case.name}")
+    if case.unsupported_by.get(device.tensorrt_version.split(".")[0]):
+        pytest.skip(case.unsupported_by[device.tensorrt_version.split(".")[0]])
+    config = BuildConfig(
+        profiles=case.profiles,
+        precision="fp32",
+        optimization_level=0,
+        version_compatible=PLANS is not None,
+    )
+    engine = Engine.build(case.model, config, device=device)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        engine.save(path)
+    return engine
