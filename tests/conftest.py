@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from trt_runtime import BuildConfig, Device, Engine, NoDeviceError, NoTensorRTError
+from trt_runtime import (
+    BuildConfig,
+    Device,
+    Engine,
+    NoDeviceError,
+    NoTensorRTError,
+    build_plan,
+)
 from trt_runtime.platform import HostPlatform, cuda_platform
 
 from .models import Case
@@ -65,23 +72,30 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 def open_engine(device: Device, case: Case) -> Engine:
     """Build the case's engine, or load the plan that a run with a builder left behind."""
+    return Engine.load(plan_of(device, case), device=device, trust_host_code=True)
+
+
+def plan_of(device: Device, case: Case) -> bytes:
+    """The case's plan for this device: version compatible where plans are handed on."""
     if device.kind == "host":
-        return Engine.build(case.model, profiles=case.profiles, device=device)
+        return build_plan(case.model, profiles=case.profiles, device=device)
     path = Path(PLANS) / f"{case.name}.engine" if PLANS else None
     if path is not None and path.exists():
-        return Engine.load(path, device=device, trust_host_code=True)
-    if not device.platform.tensorrt().has_builder:
-        pytest.skip(f"{device.tensorrt_name} cannot build, and there is no plan of {case.name}")
-    if case.unsupported_by.get(device.tensorrt_version.split(".")[0]):
-        pytest.skip(case.unsupported_by[device.tensorrt_version.split(".")[0]])
+        return path.read_bytes()
+    library = device.platform.tensorrt()
+    if not library.has_builder:
+        pytest.skip(f"{library.name} cannot build, and there is no plan of {case.name}")
+    reason = case.unsupported_by.get(library.version.split(".")[0])
+    if reason is not None:
+        pytest.skip(reason)
     config = BuildConfig(
         profiles=case.profiles,
         precision="fp32",
         optimization_level=0,
         version_compatible=PLANS is not None,
     )
-    engine = Engine.build(case.model, config, device=device)
+    plan = build_plan(case.model, config, device=device)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        engine.save(path)
-    return engine
+        path.write_bytes(plan)
+    return plan

@@ -7,11 +7,15 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
 
-from .errors import ClosedError, HostDeviceWarning, InputError, NoDeviceError, NoTensorRTError
-from .ownership import Owned, release_all
+from .errors import HostDeviceWarning, InputError, NoDeviceError, NoTensorRTError
+from .ownership import Owned, insist, release_all
 from .platform import Kind, Platform, cuda_platform, host_platform
 from .platform.driver import Driver
+
+_Made = TypeVar("_Made")
 
 
 class _Current:
@@ -32,8 +36,8 @@ class _Current:
 
     def __exit__(self, *_: object) -> None:
         if self._previous != self._context:
-            previous, self._previous = self._previous, self._context
-            self._driver.set_current_context(previous)
+            self._driver.set_current_context(self._previous)
+            self._previous = self._context
 
 
 class PrimaryContext:
@@ -50,7 +54,7 @@ class PrimaryContext:
         self.ordinal = ordinal
         self.handle = driver.retain_primary_context(ordinal)
         self._holds = 1
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collected array may give up its hold at any point
 
     def current(self) -> _Current:
         """A ``with`` that makes the context current on this thread and then restores."""
@@ -68,10 +72,19 @@ class PrimaryContext:
         if last:
             self.driver.release_primary_context(self.ordinal)
 
+    def create(self, make: Callable[[], _Made], destroy: Callable[[_Made], object]) -> _Made:
+        """Make something with the context current; destroy it if restoring the caller's fails."""
+        with ExitStack() as stack:
+            with self.current():
+                made = make()
+                stack.callback(self.release, lambda: destroy(made))
+            stack.pop_all()
+            return made
+
     def release(self, *steps: Callable[[], object]) -> None:
         """Run releases with the context current, every one of them even if another fails."""
         current = self.current()
-        release_all([current.__enter__, *steps, current.__exit__])
+        release_all([partial(insist, current.__enter__), *steps, partial(insist, current.__exit__)])
 
 
 class Device(Owned):
@@ -125,17 +138,20 @@ class Device(Owned):
     @property
     def name(self) -> str:
         """The GPU's name, or ``"host"``."""
-        return self._driver.device_name(self.ordinal)
+        with self._record:
+            return self._driver.device_name(self.ordinal)
 
     @property
     def compute_capability(self) -> tuple[int, int]:
         """Major and minor; ``(0, 0)`` on the host device."""
-        return self._driver.compute_capability(self.ordinal)
+        with self._record:
+            return self._driver.compute_capability(self.ordinal)
 
     @property
     def total_memory(self) -> int:
         """Bytes of device memory."""
-        return self._driver.total_memory(self.ordinal)
+        with self._record:
+            return self._driver.total_memory(self.ordinal)
 
     def memory_info(self) -> tuple[int, int]:
         """Free and total device memory in bytes, as ``cuMemGetInfo`` counts it."""
@@ -171,8 +187,7 @@ def borrow_or_open(
     A device that was opened here is closed by ``stack``, until its user takes that over.
     """
     if isinstance(device, Device):
-        if device.closed:
-            raise ClosedError(f"the device {device} is closed; pass one that is open")
+        device._require_open()
         return device, []
     opened = stack.enter_context(Device(device))
     return opened, [opened.close]

@@ -43,7 +43,7 @@ class Engine(Owned):
     opened it; closing it closes its contexts first, newest first.
     """
 
-    __slots__ = ("_library", "device", "inputs", "name", "outputs", "tensors")
+    __slots__ = ("_library", "_plan", "device", "inputs", "name", "outputs", "tensors")
 
     device: Device
     name: str
@@ -51,6 +51,7 @@ class Engine(Owned):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     _library: TensorRT
+    _plan: bytes | None
 
     def __init__(self) -> None:
         raise TypeError("make an engine with Engine.load(plan) or Engine.build(onnx_model)")
@@ -112,6 +113,7 @@ class Engine(Owned):
             self = cls.__new__(cls)
             self.device = opened
             self._library = library
+            self._plan = None
             self.name = name
             self.tensors = MappingProxyType({spec.name: spec for spec in tensors})
             self.inputs = tuple(spec for spec in tensors if spec.is_input)
@@ -174,6 +176,8 @@ class Engine(Owned):
             # What was built a moment ago is trusted to run the lean runtime that it carries.
             engine = cls.load(plan, device=opened, tensorrt=tensorrt, trust_host_code=True)
             engine.name = plan_name
+            if config is not None and config.version_compatible:
+                engine._plan = plan  # TensorRT cannot serialise such an engine again
             engine._record.also(then)
             stack.pop_all()
         return engine
@@ -185,9 +189,16 @@ class Engine(Owned):
         return ExecutionContext(self, name=name)
 
     def serialize(self) -> bytes:
-        """The plan, as `load` takes it."""
+        """The plan, as `load` takes it.
+
+        Raises
+        ------
+        EngineError
+            The engine was loaded from a version-compatible plan, which TensorRT cannot serialise
+            again: copy the file instead.
+        """
         with self._record as handle, self.device._primary.current():
-            plan: bytes = handle.serialize()
+            plan: bytes = self._plan if self._plan is not None else handle.serialize()
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -47,15 +48,18 @@ class _Export:
 class PinnedBlock:
     """Page-locked memory that is freed when its last holder gives it up."""
 
-    __slots__ = ("_holds", "_lock", "_primary", "address", "nbytes", "raw")
+    __slots__ = ("_holds", "_lock", "_pid", "_primary", "address", "nbytes", "raw")
 
     def __init__(self, primary: PrimaryContext, nbytes: int) -> None:
         self.nbytes = max(nbytes, 1)  # CUDA has no allocation of zero bytes
         self._primary = primary
-        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # an array of it may be collected at any point
         self._holds = 1
-        with primary.current():
-            self.address = primary.driver.mem_host_alloc(self.nbytes)
+        driver = primary.driver
+        self.address = primary.create(
+            lambda: driver.mem_host_alloc(self.nbytes), driver.mem_host_free
+        )
         primary.hold()
         #: The bytes, without holding the block: for the block's holders only.
         self.raw = host_bytes(self.address, self.nbytes)
@@ -65,6 +69,8 @@ class PinnedBlock:
             self._holds += 1
 
     def drop(self) -> None:
+        if self._pid != os.getpid():
+            return  # a forked child's copy: the memory is its parent's
         with self._lock:
             self._holds -= 1
             last = self._holds == 0
@@ -94,8 +100,8 @@ class DeviceBlock:
     def __init__(self, primary: PrimaryContext, nbytes: int) -> None:
         self.nbytes = max(nbytes, 1)  # CUDA has no allocation of zero bytes
         self._primary = primary
-        with primary.current():
-            self.address = primary.driver.mem_alloc(self.nbytes)
+        driver = primary.driver
+        self.address = primary.create(lambda: driver.mem_alloc(self.nbytes), driver.mem_free)
 
     def free(self) -> None:
         address, self.address = self.address, 0
@@ -135,16 +141,18 @@ class _Buffer(Owned):
             self.device, then = borrow_or_open(device, stack)
             self._driver = self.device._driver
             primary = self.device._primary
-            with primary.current():
-                last_use = self._last_use = LastUse(self._driver)
-            stack.callback(primary.release, last_use.destroy)
-            handle = allocate(primary, self.nbytes)
+            with self.device._record:
+                last_use = self._last_use = primary.create(
+                    lambda: LastUse(self._driver), LastUse.destroy
+                )
+                stack.callback(primary.release, last_use.destroy)
+                handle = allocate(primary, self.nbytes)
 
-            def destroy(handle: Any) -> None:
-                primary.release(last_use.wait, free(handle), last_use.destroy)
+                def destroy(handle: Any) -> None:
+                    primary.release(last_use.wait, free(handle), last_use.destroy)
 
-            stack.pop_all()
-            self._own(handle, destroy, parents=[self.device], then=then)
+                stack.pop_all()
+                self._own(handle, destroy, parents=[self.device], then=then)
 
     def _refuse_misfit(self, nbytes: int, what: str) -> None:
         if nbytes != self.nbytes:
@@ -286,14 +294,9 @@ class DeviceBuffer(_Buffer):
         _same_device(self.device, stream.device, "buffer", "stream")
         uses = [self._last_use] + ([partner._last_use] if partner is not None else [])
         with self._record as block, stream._record as handle, self.device._primary.current():
-            for use in uses:
-                use.begin(stream, handle)
-            try:
+            with LastUse.of(uses, stream, handle):
                 if self.nbytes:
                     copy(block.address, host, self.nbytes, handle)
-            finally:
-                for use in uses:
-                    use.end(stream, handle)
 
     def _describe(self) -> str:
         return f"{self._summary()} at {hex(self.address)} on {self.device}"

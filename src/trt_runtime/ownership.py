@@ -16,6 +16,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_n
 logger = logging.getLogger("trt_runtime")
 
 _Self = TypeVar("_Self", bound="Owned")
+_Result = TypeVar("_Result")
 _serials = itertools.count()
 
 #: How long interpreter exit waits for a daemon thread that is inside a call, in seconds.
@@ -46,6 +48,23 @@ def release_all(steps: Iterable[Callable[[], object]]) -> None:
         raise first
 
 
+def insist(step: Callable[[], _Result]) -> _Result:
+    """Run a step that what follows depends on, and once more if it fails; then raise all the same.
+
+    The driver's waiting calls may report an earlier launch's error without having waited (CUDA
+    driver API, notes of ``cuEventSynchronize``), an interrupt may come before the call, and what
+    follows is the release of memory.
+    """
+    try:
+        return step()
+    except BaseException as error:
+        try:
+            step()
+        except Exception as again:
+            raise again from error
+        raise
+
+
 class Record:
     """Handle, destroyer, parents, children and users of one owned object.
 
@@ -58,6 +77,7 @@ class Record:
         "_changed",
         "_closing",
         "_destroy",
+        "_finished",
         "_released",
         "_then",
         "_users",
@@ -88,7 +108,8 @@ class Record:
         self._then: list[Callable[[], object]] = []
         self._users: list[int] = []
         self._closing: int | None = None
-        self._released = False
+        self._released = False  # the handle and the children are gone
+        self._finished = False  # and so is what was opened for it
         self._changed = threading.Condition(threading.RLock())
         for parent in parents:
             parent.admit(self)
@@ -132,22 +153,28 @@ class Record:
             if self._closing is not None:
                 self._changed.notify_all()
 
-    def close(self, patience_seconds: float | None = None) -> None:
+    def close(
+        self, patience_seconds: float | None = None, *, closing_parent: bool = False
+    ) -> None:
         """Release once: refuse new uses, wait for the running ones, close children, destroy.
 
-        Of several threads in here one releases and the others wait for it. In a forked child
-        nothing is called and the handle is only forgotten.
+        Of several threads in here one releases and the others wait for it. A parent that is being
+        closed waits for the handle only: what is closed *after* it may be that very parent. In a
+        forked child nothing is called and the handle is only forgotten.
         """
-        if self.pid != os.getpid():
-            self._closing, self._released, self.handle = threading.get_ident(), True, None
-            return
         me = threading.get_ident()
+        if self.pid != os.getpid():
+            self._closing, self._released, self._finished, self.handle = me, True, True, None
+            return
         with self._changed:
             if self._closing is not None:
                 if self._closing != me:
-                    self._changed.wait_for(lambda: self._released, patience_seconds)
+                    self._changed.wait_for(
+                        lambda: self._finished or (closing_parent and self._released),
+                        patience_seconds,
+                    )
                 return
-            if me in self._users:
+            if self._in_call(me):
                 raise BusyError(
                     f"{self.label} cannot be closed from inside a call on it; "
                     "close it after the call has returned"
@@ -157,35 +184,68 @@ class Record:
             release_all(
                 [
                     lambda: self._wait_for_users(patience_seconds),
-                    self._close_children,
+                    lambda: self._close_children(patience_seconds),
                     self._destroy_handle,
-                    *self._then,
+                    self._leave_parents,
+                    self._run_what_follows,
                 ]
             )
         finally:
             with self._changed:
-                self._released = True
+                self._released = self._finished = True
                 self._changed.notify_all()
-            parents, self.parents = self.parents, ()
-            for parent in parents:
-                parent.children.pop(self, None)
+
+    def _in_call(self, thread: int) -> bool:
+        """Whether the thread uses this record, or one that closing this one would close."""
+        # Copied in one step: a forgotten child that is collected meanwhile takes itself out.
+        return thread in self._users or any(
+            child._in_call(thread) for child in self.children.copy()
+        )
 
     def _wait_for_users(self, patience_seconds: float | None) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._users, patience_seconds):
-                # Destroying under a thread that is stuck in a call could crash the exit.
-                self._destroy = _leave_to_the_process
+            try:
+                unused = insist(
+                    lambda: self._changed.wait_for(lambda: not self._users, patience_seconds)
+                )
+            finally:
+                if self._users:
+                    self._leave()
+            if not unused:
                 raise BusyError(f"{self.label} was still in use when the interpreter exited")
 
-    def _close_children(self) -> None:
-        children = sorted(tuple(self.children), key=lambda record: record.serial, reverse=True)
-        release_all([child.close for child in children])
+    def _leave(self) -> None:
+        """Leave the handle, and the parents', to the process.
+
+        Destroying under a thread that is stuck in a call could crash the exit.
+        """
+        self._destroy, self._then = _leave_to_the_process, []
+        for parent in self.parents:
+            parent._leave()
+
+    def _close_children(self, patience_seconds: float | None) -> None:
+        children = sorted(self.children.copy(), key=lambda record: record.serial, reverse=True)
+        release_all(
+            [partial(child.close, patience_seconds, closing_parent=True) for child in children]
+        )
 
     def _destroy_handle(self) -> None:
         # Taken out before it is destroyed: a re-entrant close finds nothing left to destroy.
         handle, self.handle = self.handle, None
         destroy, self._destroy = self._destroy, _leave_to_the_process
         destroy(handle)
+
+    def _leave_parents(self) -> None:
+        with self._changed:
+            self._released = True
+            self._changed.notify_all()
+        parents, self.parents = self.parents, ()
+        for parent in parents:
+            parent.children.pop(self, None)
+
+    def _run_what_follows(self) -> None:
+        steps, self._then = self._then, []
+        release_all(steps)
 
 
 def _leave_to_the_process(_: Any) -> None:
@@ -240,13 +300,21 @@ class Owned:
             record = Record(
                 label or type(self).__name__, handle, destroy, tuple(p._record for p in parents)
             )
-        except BaseException:
-            release_all([lambda: destroy(handle), *then])
+        except BaseException as error:
+            try:
+                release_all([lambda: destroy(handle), *then])
+            except Exception as failure:
+                add_note(error, f"releasing it again failed too: {failure!r}")
             raise
         record.also(then)
         self._record = record
         # The parents ride along as objects: they must not be collected before this one.
         self._finalizer = weakref.finalize(self, _finalize_with, record, weakref.ref(self), parents)
+
+    def _require_open(self) -> None:
+        """Raise `ClosedError` or `ForkedProcessError` unless this object can be used."""
+        with self._record:
+            pass
 
     def _be_part(self) -> None:
         """Become a part of another object, which releases it; never reported as forgotten alone."""
@@ -273,10 +341,7 @@ class Owned:
         self._finalizer.detach()
 
     def __enter__(self: _Self) -> _Self:
-        if self._record.pid != os.getpid():
-            raise self._record.forked_error()
-        if self.closed:
-            raise self._record.closed_error()
+        self._require_open()
         return self
 
     def __exit__(

@@ -7,25 +7,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from .device import Device, PrimaryContext, borrow_or_open
-from .errors import CudaError, InputError
-from .ownership import Owned, Record
+from .errors import InputError
+from .ownership import Owned, Record, insist
 from .platform.driver import Driver
-
-
-def wait_insistently(wait: Callable[[], None]) -> None:
-    """Wait, and once more if that fails.
-
-    The driver's waiting calls may report an earlier launch's error without having waited (CUDA
-    driver API, notes of ``cuEventSynchronize``), and what follows is the release of memory.
-    """
-    try:
-        wait()
-    except CudaError as error:
-        try:
-            wait()
-        except CudaError as again:
-            raise again from error
-        raise
 
 
 class LastUse:
@@ -50,9 +34,9 @@ class LastUse:
         self._stream = stream._record
         try:
             self._driver.event_record(self._event, handle)
-        except CudaError:
+        except BaseException:
             # Nothing marks the end of the work now, so it must end here.
-            wait_insistently(lambda: self._driver.stream_synchronize(handle))
+            insist(lambda: self._driver.stream_synchronize(handle))
             raise
 
     @property
@@ -62,7 +46,7 @@ class LastUse:
     def wait(self) -> None:
         """Block until the work has ended; the device's context must be current."""
         if self._stream is not None:
-            wait_insistently(lambda: self._driver.event_synchronize(self._event))
+            insist(lambda: self._driver.event_synchronize(self._event))
 
     def destroy(self) -> None:
         event, self._event = self._event, 0
@@ -89,10 +73,12 @@ class Event(Owned):
             self.timing = timing
             self._driver = self.device._driver
             primary = self.device._primary
-            with primary.current():
-                handle = self._driver.event_create(timing)
-            stack.pop_all()
-            self._own(handle, _EventReleaser(primary), parents=[self.device], then=then)
+            with self.device._record:
+                handle = primary.create(
+                    lambda: self._driver.event_create(timing), self._driver.event_destroy
+                )
+                stack.pop_all()
+                self._own(handle, _EventReleaser(primary), parents=[self.device], then=then)
 
     @property
     def handle(self) -> int:
@@ -150,10 +136,12 @@ class Stream(Owned):
             self.owner: Any = None
             self._driver = driver = self.device._driver
             primary = self.device._primary
-            with primary.current():
-                handle = driver.stream_create(priority)
-            stack.pop_all()
-            self._own(handle, _StreamReleaser(primary), parents=[self.device], then=then)
+            with self.device._record:
+                handle = primary.create(
+                    lambda: driver.stream_create(priority), driver.stream_destroy
+                )
+                stack.pop_all()
+                self._own(handle, _StreamReleaser(primary), parents=[self.device], then=then)
 
     @classmethod
     def from_handle(cls, handle: int, *, device: Device, owner: Any) -> Stream:
@@ -199,8 +187,11 @@ class Stream(Owned):
 
     def record(self, event: Event | None = None) -> Event:
         """Record ``event``, or a new one, at the end of what is enqueued; returns it."""
-        event = event if event is not None else Event(self.device)
-        event.record(self)
+        with ExitStack() as stack:
+            if event is None:
+                event = stack.enter_context(Event(self.device))
+            event.record(self)
+            stack.pop_all()
         return event
 
     def _describe(self) -> str:
@@ -231,7 +222,7 @@ class _StreamReleaser:
     def __call__(self, handle: int) -> None:
         driver = self._primary.driver
         steps: list[Callable[[], object]] = [
-            lambda: wait_insistently(lambda: driver.stream_synchronize(handle))
+            lambda: insist(lambda: driver.stream_synchronize(handle))
         ]
         if self._owned:
             steps.append(lambda: driver.stream_destroy(handle))

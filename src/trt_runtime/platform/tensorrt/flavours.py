@@ -29,9 +29,6 @@ class Flavour:
         Networks need the ``EXPLICIT_BATCH`` flag (8.6).
     typed_only : bool
         Only strongly typed networks: precision comes from the ONNX model alone (11, RTX).
-    user_managed_scratch : bool
-        Contexts without device memory are made by allocation strategy (10 and later); before,
-        by ``create_execution_context_without_device_memory``.
     shared_profiles : bool
         Contexts may share an optimisation profile without a preview feature (10 and later).
     compute_capabilities : bool
@@ -46,7 +43,6 @@ class Flavour:
     install: str
     needs_explicit_batch: bool = False
     typed_only: bool = False
-    user_managed_scratch: bool = True
     shared_profiles: bool = True
     compute_capabilities: bool = False
 
@@ -65,7 +61,6 @@ class Flavour:
             generation=8 if old else min(major, 11),
             needs_explicit_batch=old,
             typed_only=major >= 11,
-            user_managed_scratch=not old,
             shared_profiles=not old,
         )
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: What plans begin with: built by TensorRT, by TensorRT for RTX, version compatible, by the host.
 PLAN_MAGIC = (b"ftrt", b"ptrt", b"rtrt", b"vtrt", b"TRTHOST")
 
+_VERSIONED_MAGIC = (b"ftrt", b"vtrt")
+
 # What TensorRT says when it refuses a plan, most telling first. The first three were read off
 # releases 8.6.0, 10.16.1 and RTX 1.7.1; see tests/gpu and tests/platform.
 _REFUSALS: tuple[tuple[tuple[str, ...], type[PlanError], str], ...] = (
@@ -65,13 +67,32 @@ _REFUSALS: tuple[tuple[tuple[str, ...], type[PlanError], str], ...] = (
 )
 
 
+def plan_version(plan: bytes) -> tuple[int, int, int, int] | None:
+    """The release that built a plan, read off its header; None if there is no such header.
+
+    Bytes 24 to 27 after the magic (read off plans of TensorRT 8.6.0 and RTX 1.7.1).
+    """
+    if len(plan) < 28 or not plan.startswith(_VERSIONED_MAGIC):
+        return None
+    major, minor, patch, build = plan[24:28]
+    return major, minor, patch, build
+
+
+def plan_generation(plan: bytes) -> int:
+    """The `Flavour.generation` of the release that built a plan; the latest if it is not told."""
+    version = plan_version(plan)
+    if version is None or plan.startswith(b"vtrt"):
+        return 11
+    return max(8, version[0])
+
+
 class PlanEngine:
     """A deserialised engine and the runtime that made it.
 
     The device's context must be current for construction, `create_context` and `release`.
     """
 
-    __slots__ = ("_engine", "_library", "_runtime")
+    __slots__ = ("_engine", "_library", "_runtime", "generation")
 
     def __init__(
         self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
@@ -79,6 +100,10 @@ class PlanEngine:
         self._library = library
         self._runtime: Any = None
         self._engine: Any = None
+        #: Whose surface the engine has. An older release's version-compatible engine is run by that
+        #: release's lean runtime, and a call that it does not know crashes the process (measured:
+        #: ``device_memory_size_v2`` of an 8.6.0 engine under 10.16.1).
+        self.generation = min(library.flavour.generation, plan_generation(plan))
         with library.log.capture() as lines:
             try:
                 self._runtime = library.module.Runtime(library.log.logger)
@@ -119,7 +144,7 @@ class PlanEngine:
     @property
     def scratch_bytes(self) -> int:
         """Device memory that one context needs while it runs, for any profile."""
-        if self._library.flavour.user_managed_scratch:
+        if self.generation >= 10:
             return int(self._engine.device_memory_size_v2)
         return int(self._engine.device_memory_size)
 
@@ -170,28 +195,35 @@ class PlanEngine:
     def _values(self, name: str) -> list[Range]:
         ranges = []
         for index in range(self.profile_count):
-            if self._library.flavour.generation >= 10:
+            if self.generation >= 10:
                 # The bindings name these arguments the other way round; by position is right.
                 values = self._engine.get_tensor_profile_values(index, name)
             else:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    values = self._engine.get_profile_shape_input(index, name)
+                values = self._values_of_release_8(index, name)
             if len(values) == 3:
                 ranges.append(Range(*(tuple(int(n) for n in value) for value in values)))
         return ranges
 
+    def _values_of_release_8(self, index: int, name: str) -> Any:
+        if self._library.flavour.generation != 8:
+            return ()  # a later release's bindings cannot ask an 8.6 engine; TensorRT checks alone
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self._engine.get_profile_shape_input(index, name)
+
     def create_context(self) -> PlanContext:
         """A context without scratch memory: give it some with `PlanContext.set_scratch`."""
         with self._library.log.capture() as lines:
-            if self._library.flavour.user_managed_scratch:
+            if self.generation >= 10:
                 strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
                 context = PlanContext(
-                    self._library, self._engine.create_execution_context(strategy)
+                    self._library, self.generation, self._engine.create_execution_context(strategy)
                 )
             else:
                 context = PlanContext(
-                    self._library, self._engine.create_execution_context_without_device_memory()
+                    self._library,
+                    self.generation,
+                    self._engine.create_execution_context_without_device_memory(),
                 )
         if not context:
             raise EngineError("TensorRT could not create an execution context", log_lines=lines)
@@ -201,10 +233,11 @@ class PlanEngine:
 class PlanContext:
     """An execution context of TensorRT. The device's context must be current for every call."""
 
-    __slots__ = ("_allocator", "_context", "_library", "_profiler")
+    __slots__ = ("_allocator", "_context", "_generation", "_library", "_profiler")
 
-    def __init__(self, library: TensorRT, context: Any) -> None:
+    def __init__(self, library: TensorRT, generation: int, context: Any) -> None:
         self._library = library
+        self._generation = generation
         self._context = context
         self._allocator: Any = None
         self._profiler: Any = None
@@ -227,7 +260,7 @@ class PlanContext:
         self._context.name = name
 
     def set_scratch(self, address: int, nbytes: int) -> None:
-        if self._library.flavour.user_managed_scratch:
+        if self._generation >= 10:
             self._context.set_device_memory(address, nbytes)
         else:
             self._context.device_memory = address
