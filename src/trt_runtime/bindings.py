@@ -29,15 +29,27 @@ class Binding:
     spec : TensorSpec
     shape : tuple of int or None
         None for an output whose shape depends on the data, before the first enqueue.
+    data_dependent : bool
+        Whether only the run itself decides the shape.
     """
 
-    __slots__ = ("_device", "_last_use", "_pinned", "_primary", "_record", "shape", "spec")
+    __slots__ = (
+        "_device",
+        "_last_use",
+        "_pinned",
+        "_primary",
+        "_record",
+        "data_dependent",
+        "shape",
+        "spec",
+    )
 
     def __init__(
         self, spec: TensorSpec, shape: Shape | None, primary: PrimaryContext, last_use: LastUse
     ) -> None:
         self.spec = spec
         self.shape = shape
+        self.data_dependent = False
         self._primary = primary
         self._last_use = last_use
         self._pinned: PinnedBlock | None = None
@@ -71,13 +83,17 @@ class Binding:
             Device work on this set has not finished: synchronise its stream first.
         """
         assert self._record is not None
-        with self._record, self._primary.current():
-            if not self._last_use.finished:
+        with self._record:
+            with self._primary.current():
+                finished = self._last_use.finished
+            if not finished:
                 raise PendingWorkError(
                     f"the host side of {self.name!r} was touched while device work on it had not "
                     "finished; call stream.synchronize() first"
                 )
-            if self._pinned is None or self.shape is None:
+            if (
+                self._pinned is None or self.shape is None or self._pinned.nbytes < self.nbytes
+            ):  # the last also while the copy of a result larger than the one before is missing
                 raise EngineError(
                     f"the shape of output {self.name!r} depends on the data; it is known after "
                     "enqueue, copy_to_host and a synchronisation"
@@ -126,8 +142,7 @@ class _Memory:
     def __init__(self, primary: PrimaryContext) -> None:
         self.primary = primary
         self.blocks: list[PinnedBlock | DeviceBlock] = []
-        with primary.current():
-            self.last_use = LastUse(primary.driver)
+        self.last_use = primary.create(lambda: LastUse(primary.driver), LastUse.destroy)
 
     def pinned(self, nbytes: int) -> PinnedBlock:
         block = PinnedBlock(self.primary, nbytes)
@@ -198,7 +213,7 @@ class BindingSet(Owned, Mapping[str, Binding]):
             {**(shapes or {}), **{name: array.shape for name, array in arrays.items()}}
         )
         self.profile = context.engine._fitting_profile(known, arrays)
-        with ExitStack() as stack:
+        with context._record, ExitStack() as stack:
             memory = _Memory(self._primary)
             stack.callback(memory.release)
             self._bindings = {
@@ -210,6 +225,7 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 binding._pinned = memory.pinned(array.nbytes)
                 np.copyto(binding._view(), array)
             for name, shape in context._output_shapes(self).items():
+                self._bindings[name].data_dependent = -1 in shape
                 self._bindings[name].shape = None if -1 in shape else shape
             for binding in self._bindings.values():
                 if binding.shape is None:
@@ -218,10 +234,10 @@ class BindingSet(Owned, Mapping[str, Binding]):
                     binding._pinned = memory.pinned(binding.nbytes)
                 if binding.spec.location == "device":
                     binding._device = memory.device(binding.nbytes)
+            self._inputs = tuple(b for b in self._bindings.values() if b.spec.is_input)
+            self._outputs = tuple(b for b in self._bindings.values() if not b.spec.is_input)
             stack.pop_all()
-        self._inputs = tuple(b for b in self._bindings.values() if b.spec.is_input)
-        self._outputs = tuple(b for b in self._bindings.values() if not b.spec.is_input)
-        self._own(memory, _Memory.release, parents=[context])
+            self._own(memory, _Memory.release, parents=[context])
         for binding in self._bindings.values():
             binding._record = self._record
 
@@ -333,6 +349,11 @@ class BindingSet(Owned, Mapping[str, Binding]):
             address = self._bindings[name]._address()
             if address:
                 plan_context.set_address(name, address)
+
+    def _host_blocks(self, names: Sequence[str]) -> list[PinnedBlock]:
+        """The page-locked memory of these tensors."""
+        blocks = (self._bindings[name]._pinned for name in names)
+        return [block for block in blocks if block is not None]
 
     def _describe(self) -> str:
         return (

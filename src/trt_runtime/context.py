@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .device import PrimaryContext
 from .errors import BusyError, InputError
-from .memory import DeviceBlock
-from .ownership import Owned, Record
+from .memory import DeviceBlock, PinnedBlock
+from .ownership import Owned, Record, insist, release_all
 from .stream import LastUse, Stream, _same_device
 from .tensor import Shape
 
@@ -87,18 +87,31 @@ class _Callbacks:
     def raise_error(self) -> None:
         error, self.error = self.error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: a cycle would keep TensorRT's objects
 
 
 class _State:
     """What a context releases: TensorRT's context, its scratch memory, its events and stream."""
 
-    __slots__ = ("callbacks", "last_use", "plan_context", "primary", "scratch", "setup_stream")
+    __slots__ = (
+        "callbacks",
+        "last_use",
+        "plan_context",
+        "primary",
+        "scratch",
+        "setup_stream",
+        "shape_values",
+    )
 
     def __init__(self, primary: PrimaryContext, engine: Engine) -> None:
         self.primary = primary
         self.callbacks = _Callbacks()
         self.setup_stream = 0
+        #: The host sides of shape tensors that TensorRT has the addresses of, and may read.
+        self.shape_values: list[PinnedBlock] = []
         with ExitStack() as stack:
             self.last_use = LastUse(primary.driver)
             stack.callback(self.last_use.destroy)
@@ -123,7 +136,15 @@ class _State:
         steps.append(self.last_use.destroy)
         if self.setup_stream:
             steps.append(lambda: self.primary.driver.stream_destroy(self.setup_stream))
+        steps.append(lambda: self.keep_shape_values([]))
         self.primary.release(*steps)
+
+    def keep_shape_values(self, blocks: list[PinnedBlock]) -> None:
+        """Hold these from now on, instead of the previous ones."""
+        for block in blocks:
+            block.hold()
+        previous, self.shape_values = self.shape_values, blocks
+        release_all([block.drop for block in previous])
 
     def switch_profile(self, index: int) -> None:
         """Wait for the context's work, then switch; returns when the switch is done."""
@@ -134,7 +155,7 @@ class _State:
             self.setup_stream = driver.stream_create(0)
         self.last_use.wait()
         self.plan_context.set_profile(index, self.setup_stream)
-        driver.stream_synchronize(self.setup_stream)
+        insist(lambda: driver.stream_synchronize(self.setup_stream))
 
 
 class ExecutionContext(Owned):
@@ -152,7 +173,7 @@ class ExecutionContext(Owned):
         Shown in TensorRT's log and in profilers.
     """
 
-    __slots__ = ("_bound", "_callbacks", "_primary", "_turn", "device", "engine", "name")
+    __slots__ = ("_bound", "_primary", "_profiler", "_turn", "device", "engine", "name")
 
     def __init__(self, engine: Engine, *, name: str | None = None) -> None:
         self.engine = engine
@@ -161,11 +182,10 @@ class ExecutionContext(Owned):
         self._primary = engine.device._primary
         self._turn = _Turn(f"execution context of {engine.name!r}")
         self._bound: Record | None = None
-        with ExitStack() as stack:
-            with self._primary.current():
-                state = _State(self._primary, engine)
+        self._profiler: Profiler | None = None
+        with engine._record, ExitStack() as stack:
+            state = self._primary.create(lambda: _State(self._primary, engine), _State.release)
             stack.callback(state.release)
-            self._callbacks = state.callbacks
             if name is not None:
                 state.plan_context.set_name(name)
             stack.pop_all()
@@ -181,7 +201,11 @@ class ExecutionContext(Owned):
     def shapes(self) -> Mapping[str, Shape]:
         """The shape of every tensor now; -1 where it is not known yet or depends on the data."""
         with self._record as state:
-            return {name: state.plan_context.shape(name) for name in self.engine.tensors}
+            self._turn.take(True)
+            try:
+                return {name: state.plan_context.shape(name) for name in self.engine.tensors}
+            finally:
+                self._turn.give()
 
     @property
     def profiler(self) -> Profiler | None:
@@ -190,7 +214,8 @@ class ExecutionContext(Owned):
         While one is set, TensorRT waits for the GPU in each enqueue. An exception in it is raised
         from the enqueue.
         """
-        return self._callbacks.profiler
+        with self._record:
+            return self._profiler
 
     @profiler.setter
     def profiler(self, profiler: Profiler | None) -> None:
@@ -199,10 +224,10 @@ class ExecutionContext(Owned):
         with self._record as state:
             self._turn.take(True)
             try:
-                installed = state.plan_context.has_profiler
-                self._callbacks.profiler = profiler
-                if profiler is not None and not installed:
-                    state.plan_context.set_profiler(self._callbacks.report)
+                # Not in the state: a profiler that knows this context would keep it alive for good.
+                self._profiler = profiler
+                if profiler is not None and not state.plan_context.has_profiler:
+                    state.plan_context.set_profiler(state.callbacks.report)
             finally:
                 self._turn.give()
 
@@ -228,10 +253,7 @@ class ExecutionContext(Owned):
             self._turn.take(blocking)
             try:
                 with self._primary.current():
-                    if self._bound is not bindings._record:
-                        self._configure(state, bindings)
-                        bindings._bind(state.plan_context)
-                        self._bound = bindings._record
+                    self._prepare(state, bindings)
                     memory.last_use.begin(stream, handle)
                     state.last_use.begin(stream, handle)
                     try:
@@ -254,15 +276,22 @@ class ExecutionContext(Owned):
 
     def _run(self, state: _State, bindings: BindingSet, stream: int) -> None:
         callbacks = state.callbacks
-        callbacks.bindings = bindings
+        callbacks.bindings, callbacks.profiler = bindings, self._profiler
         try:
             state.plan_context.enqueue(stream)
         except Exception:
             callbacks.raise_error()  # what went wrong in a callback explains more
             raise
         finally:
-            callbacks.bindings = None
+            callbacks.bindings = callbacks.profiler = None
         callbacks.raise_error()
+
+    def _prepare(self, state: _State, bindings: BindingSet) -> None:
+        """Make the next run one of ``bindings``, unless the last one was."""
+        if self._bound is not bindings._record:
+            self._configure(state, bindings)
+            bindings._bind(state.plan_context)
+            self._bound = bindings._record
 
     def _configure(self, state: _State, bindings: BindingSet) -> None:
         """Make the context's profile, shapes and shape values those of ``bindings``."""
@@ -277,7 +306,10 @@ class ExecutionContext(Owned):
                 plan_context.set_input_shape(spec.name, shape)
             if spec.is_shape_tensor:
                 host_inputs.append(spec.name)
+        blocks = bindings._host_blocks(host_inputs)
+        state.keep_shape_values([*state.shape_values, *blocks])
         bindings._bind(plan_context, host_inputs)
+        state.keep_shape_values(blocks)
 
     def _output_shapes(self, bindings: BindingSet) -> dict[str, Shape]:
         """The output shapes at the bindings' input shapes and values; -1 where data decides."""

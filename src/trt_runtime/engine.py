@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from .build.config import BuildConfig, Profile
 from .build.model import read_model
 from .device import Device, borrow_or_open
-from .errors import DtypeError, InputError, NotAPlanError, ShapeError
+from .errors import DtypeError, InputError, NotAPlanError, ShapeError, UnsupportedError
 from .ownership import Owned
+from .platform.tensorrt import load_tensorrt, offline_flavour
 from .tensor import Range, Shape, TensorSpec, format_shape
 
 if TYPE_CHECKING:
@@ -101,32 +103,35 @@ class Engine(Owned):
             raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
-            library = opened.platform.tensorrt(tensorrt)
-            with opened._record as primary, primary.current():
-                handle = library.load(
-                    bytes(plan),
-                    trust_host_code=trust_host_code,
-                    lean_library=None if lean_library is None else os.fspath(lean_library),
+            library = _library(opened, tensorrt)
+            with opened._record as primary:
+                handle = primary.create(
+                    lambda: library.load(
+                        bytes(plan),
+                        trust_host_code=trust_host_code,
+                        lean_library=None if lean_library is None else os.fspath(lean_library),
+                    ),
+                    lambda handle: handle.release(),
                 )
-                stack.callback(handle.release)
-                tensors = handle.describe()
-            self = cls.__new__(cls)
-            self.device = opened
-            self._library = library
-            self._plan = None
-            self.name = name
-            self.tensors = MappingProxyType({spec.name: spec for spec in tensors})
-            self.inputs = tuple(spec for spec in tensors if spec.is_input)
-            self.outputs = tuple(spec for spec in tensors if not spec.is_input)
-            stack.pop_all()
-            primary = opened._primary
-            self._own(
-                handle,
-                lambda handle: primary.release(handle.release),
-                parents=[opened],
-                then=then,
-                label=f"Engine {name!r}",
-            )
+                stack.callback(primary.release, handle.release)
+                with primary.current():
+                    tensors = handle.describe()
+                self = cls.__new__(cls)
+                self.device = opened
+                self._library = library
+                self._plan = None
+                self.name = name
+                self.tensors = MappingProxyType({spec.name: spec for spec in tensors})
+                self.inputs = tuple(spec for spec in tensors if spec.is_input)
+                self.outputs = tuple(spec for spec in tensors if not spec.is_input)
+                stack.pop_all()
+                self._own(
+                    handle,
+                    lambda handle: primary.release(handle.release),
+                    parents=[opened],
+                    then=then,
+                    label=f"Engine {name!r}",
+                )
         return self
 
     @classmethod
@@ -165,6 +170,9 @@ class Engine(Owned):
         plan_name = Path(model).stem if isinstance(model, (str, os.PathLike)) else "engine"
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
+            if config is not None:
+                tensorrt = offline_flavour(tensorrt, bool(config.compute_capabilities)) or tensorrt
+            _library(opened, tensorrt)  # what cannot be loaded here need not be built
             plan = build_plan(
                 model,
                 config,
@@ -176,6 +184,7 @@ class Engine(Owned):
             # What was built a moment ago is trusted to run the lean runtime that it carries.
             engine = cls.load(plan, device=opened, tensorrt=tensorrt, trust_host_code=True)
             engine.name = plan_name
+            engine._record.label = f"Engine {plan_name!r}"
             if config is not None and config.version_compatible:
                 engine._plan = plan  # TensorRT cannot serialise such an engine again
             engine._record.also(then)
@@ -205,15 +214,14 @@ class Engine(Owned):
         """Write the plan to ``path``; a reader finds the old file or the whole new one."""
         target = Path(path)
         plan = self.serialize()
-        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            try:
-                file.write(plan)
-                file.close()
-                os.replace(file.name, target)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+        # Not tempfile's, which only the owner may read: the umask decides, as for any new file.
+        part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        with open(part, "xb") as file, ExitStack() as stack:
+            stack.callback(part.unlink)
+            file.write(plan)
+            file.close()
+            os.replace(part, target)
+            stack.pop_all()
 
     @property
     def profiles(self) -> tuple[Mapping[str, Range], ...]:
@@ -335,18 +343,37 @@ def build_plan(
     tensorrt: str | None = None,
     on_progress: Callable[[str, int, int], bool] | None = None,
 ) -> bytes:
-    """Build a plan from an ONNX model without loading it; parameters as `Engine.build`."""
+    """Build a plan from an ONNX model without loading it; parameters as `Engine.build`.
+
+    TensorRT for RTX builds without a GPU: where ``tensorrt="tensorrt_rtx"`` or
+    ``config.compute_capabilities`` ask for it, no device is opened and ``device`` is not looked at.
+    """
     data, path = read_model(model)
     config = config or BuildConfig()
     if profiles:
         if config.profiles:
             raise InputError("profiles were given twice: in the config and as an argument")
-        config = _with_profiles(config, profiles)
+        config = replace(config, profiles=tuple(profiles))
+    offline = offline_flavour(tensorrt, bool(config.compute_capabilities))
+    if offline is not None:
+        return load_tensorrt(offline).build(data, path, config, on_progress)
     with ExitStack() as stack:
         opened, _ = borrow_or_open(device, stack)
-        library = opened.platform.tensorrt(tensorrt)
+        library = _library(opened, tensorrt)
         with opened._record as primary, primary.current():
             return library.build(data, path, config, on_progress)
+
+
+def _library(device: Device, flavour: str | None) -> TensorRT:
+    """The device's TensorRT; `UnsupportedError` if that is not the flavour that was asked for."""
+    library = device.platform.tensorrt(flavour)
+    if flavour is not None and library.name != flavour:
+        raise UnsupportedError(
+            f"device {device} runs engines of {library.name} only, and {flavour} was asked for. "
+            "Leave tensorrt= out, or use a GPU; build_plan(model, tensorrt='tensorrt_rtx') builds "
+            "for a GPU that is elsewhere"
+        )
+    return library
 
 
 def check_shape(spec: TensorSpec, shape: Shape) -> None:
@@ -382,9 +409,3 @@ def _same_names(
     missing = [name for name in expected if name not in given]
     if missing and complete:
         raise InputError(f"the {what}s of {kind} {', '.join(map(repr, missing))} are missing")
-
-
-def _with_profiles(config: BuildConfig, profiles: Sequence[Profile]) -> BuildConfig:
-    from dataclasses import replace
-
-    return replace(config, profiles=tuple(profiles))

@@ -6,8 +6,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from .errors import CudaError, InputError, UnsupportedError
-from .ownership import Owned
-from .stream import LastUse, Stream, _same_device
+from .ownership import Owned, insist
+from .stream import Stream, _same_device, ordered
 
 if TYPE_CHECKING:
     from .bindings import BindingSet
@@ -37,7 +37,7 @@ class CudaGraph(Owned):
     def __init__(self, context: ExecutionContext, bindings: BindingSet, stream: Stream) -> None:
         if bindings.context is not context:
             raise InputError("the binding set was made for another context")
-        unknown = [b.name for b in bindings.values() if -1 in b.spec.shape and b._pinned is None]
+        unknown = [binding.name for binding in bindings.values() if binding.data_dependent]
         if unknown:
             raise UnsupportedError(
                 f"outputs {', '.join(map(repr, unknown))} have shapes that depend on the data, "
@@ -45,33 +45,41 @@ class CudaGraph(Owned):
             )
         self.context = context
         self.bindings = bindings
-        self._primary = context.device._primary
-        driver = self._primary.driver
-        bindings.copy_to_device(stream)
-        context.enqueue(bindings, stream)
-        stream.synchronize()
-        with ExitStack() as stack:
-            graph = self._capture(stream)
-            with self._primary.current():
-                stack.callback(self._primary.release, lambda: driver.graph_destroy(graph))
-                executable = driver.graph_instantiate(graph)
-            primary = self._primary
-            self._own(
-                executable,
-                lambda handle: primary.release(lambda: driver.graph_exec_destroy(handle)),
-                parents=[context, bindings],
-            )
+        self._primary = primary = context.device._primary
+        driver = primary.driver
+        with context._record, bindings._record as memory, ExitStack() as cleanup:
+            last_use = memory.last_use  # launches are uses of the bindings, which outlive the graph
+
+            def destroy(executable: int) -> None:
+                primary.release(last_use.wait, lambda: driver.graph_exec_destroy(executable))
+
+            graph = primary.create(lambda: self._capture(stream), driver.graph_destroy)
+            try:
+                executable = primary.create(
+                    lambda: driver.graph_instantiate(graph), driver.graph_exec_destroy
+                )
+                cleanup.callback(destroy, executable)
+            finally:
+                primary.release(lambda: driver.graph_destroy(graph))
+            cleanup.pop_all()
+            self._own(executable, destroy, parents=[context, bindings])
 
     def _capture(self, stream: Stream) -> int:
         context, bindings, driver = self.context, self.bindings, self._primary.driver
         with (
             context._record as state,
-            bindings._record,
+            bindings._record as memory,
             stream._record as handle,
             self._primary.current(),
         ):
             context._turn.take(True)
             try:
+                # Both under one turn: another thread's bindings must not come in between.
+                with ordered([memory.last_use, state.last_use], stream, handle):
+                    bindings._upload(handle)
+                    context._prepare(state, bindings)
+                    context._run(state, bindings, handle)
+                insist(lambda: driver.stream_synchronize(handle))
                 driver.stream_begin_capture(handle)
                 try:
                     bindings._upload(handle)
@@ -104,15 +112,9 @@ class CudaGraph(Owned):
         ):
             context._turn.take(True)
             try:
-                with self._primary.current():
-                    uses: tuple[LastUse, ...] = (memory.last_use, state.last_use)
-                    for use in uses:
-                        use.begin(stream, handle)
-                    try:
-                        self._primary.driver.graph_launch(executable, handle)
-                    finally:
-                        for use in uses:
-                            use.end(stream, handle)
+                uses = [memory.last_use, state.last_use]
+                with self._primary.current(), ordered(uses, stream, handle):
+                    self._primary.driver.graph_launch(executable, handle)
             finally:
                 context._turn.give()
 

@@ -22,7 +22,7 @@ from .device import Device, PrimaryContext, borrow_or_open
 from .errors import InputError
 from .ownership import Owned
 from .platform.driver import host_bytes
-from .stream import LastUse, Stream, _same_device
+from .stream import LastUse, Stream, _same_device, ordered
 from .tensor import Shape, format_bytes, format_shape
 
 logger = logging.getLogger("trt_runtime")
@@ -293,10 +293,14 @@ class DeviceBuffer(_Buffer):
     ) -> None:
         _same_device(self.device, stream.device, "buffer", "stream")
         uses = [self._last_use] + ([partner._last_use] if partner is not None else [])
-        with self._record as block, stream._record as handle, self.device._primary.current():
-            with LastUse.of(uses, stream, handle):
-                if self.nbytes:
-                    copy(block.address, host, self.nbytes, handle)
+        with (
+            self._record as block,
+            stream._record as handle,
+            self.device._primary.current(),
+            ordered(uses, stream, handle),
+        ):
+            if self.nbytes:
+                copy(block.address, host, self.nbytes, handle)
 
     def _describe(self) -> str:
         return f"{self._summary()} at {hex(self.address)} on {self.device}"

@@ -33,6 +33,15 @@ EXIT_PATIENCE_SECONDS = 5.0
 _CUDA_ERROR_DEINITIALIZED = 4
 
 
+class _Patience(threading.local):
+    """How long a close in this thread waits for calls in others; None is as long as it takes."""
+
+    seconds: float | None = None
+
+
+_patience = _Patience()
+
+
 def release_all(steps: Iterable[Callable[[], object]]) -> None:
     """Run every step, even when one fails; raise the first failure with the rest as its notes."""
     first: BaseException | None = None
@@ -153,9 +162,7 @@ class Record:
             if self._closing is not None:
                 self._changed.notify_all()
 
-    def close(
-        self, patience_seconds: float | None = None, *, closing_parent: bool = False
-    ) -> None:
+    def close(self, *, closing_parent: bool = False) -> None:
         """Release once: refuse new uses, wait for the running ones, close children, destroy.
 
         Of several threads in here one releases and the others wait for it. A parent that is being
@@ -171,7 +178,7 @@ class Record:
                 if self._closing != me:
                     self._changed.wait_for(
                         lambda: self._finished or (closing_parent and self._released),
-                        patience_seconds,
+                        _patience.seconds,
                     )
                 return
             if self._in_call(me):
@@ -183,8 +190,8 @@ class Record:
         try:
             release_all(
                 [
-                    lambda: self._wait_for_users(patience_seconds),
-                    lambda: self._close_children(patience_seconds),
+                    self._wait_for_users,
+                    self._close_children,
                     self._destroy_handle,
                     self._leave_parents,
                     self._run_what_follows,
@@ -202,11 +209,11 @@ class Record:
             child._in_call(thread) for child in self.children.copy()
         )
 
-    def _wait_for_users(self, patience_seconds: float | None) -> None:
+    def _wait_for_users(self) -> None:
         with self._changed:
             try:
                 unused = insist(
-                    lambda: self._changed.wait_for(lambda: not self._users, patience_seconds)
+                    lambda: self._changed.wait_for(lambda: not self._users, _patience.seconds)
                 )
             finally:
                 if self._users:
@@ -223,11 +230,9 @@ class Record:
         for parent in self.parents:
             parent._leave()
 
-    def _close_children(self, patience_seconds: float | None) -> None:
+    def _close_children(self) -> None:
         children = sorted(self.children.copy(), key=lambda record: record.serial, reverse=True)
-        release_all(
-            [partial(child.close, patience_seconds, closing_parent=True) for child in children]
-        )
+        release_all([partial(child.close, closing_parent=True) for child in children])
 
     def _destroy_handle(self) -> None:
         # Taken out before it is destroyed: a re-entrant close finds nothing left to destroy.
@@ -257,13 +262,16 @@ def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
     if record.pid != os.getpid() or record.closed:
         return
     at_exit = reference() is not None  # only the interpreter's exit finalises a living object
+    _patience.seconds = EXIT_PATIENCE_SECONDS if at_exit else None
     try:
-        record.close(EXIT_PATIENCE_SECONDS if at_exit else None)
+        record.close()
     except CudaError as error:
         if not (at_exit and error.code == _CUDA_ERROR_DEINITIALIZED):
             logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
     except Exception as error:
         logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
+    finally:
+        _patience.seconds = None
     if not record.quiet:
         warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
 

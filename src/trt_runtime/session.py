@@ -7,6 +7,7 @@ import queue
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .context import ExecutionContext
 from .device import Device, borrow_or_open
 from .engine import Engine, check_shape
 from .errors import DtypeError, InputError, ModelError, ShapeError
-from .ownership import Owned, release_all
+from .ownership import Owned, insist, release_all
 from .stream import Stream
 from .tensor import TensorSpec, format_shape
 
@@ -72,6 +73,9 @@ class _Slot:
 
     def run(self, arrays: Arrays, outputs: Mapping[str, NDArray[Any]] | None) -> Arrays:
         bindings = self.bindings(arrays)
+        for binding in bindings._outputs:
+            if outputs is not None and binding.name in outputs and not binding.data_dependent:
+                _check_fits(binding, outputs[binding.name])
         for spec in self.context.engine.inputs:
             if not spec.is_shape_tensor:
                 # The one staging copy: any layout, and any dtype that `_checked` let through.
@@ -82,7 +86,7 @@ class _Slot:
             bindings.copy_to_host(self.stream)
         finally:
             # Also after a failure: nothing may still read or write memory that the next call fills.
-            self.stream.synchronize()
+            insist(self.stream.synchronize)
         results: Arrays = {}
         for binding in bindings._outputs:
             if outputs is not None and binding.name in outputs:
@@ -150,10 +154,21 @@ class Session(Owned):
         with ExitStack() as stack:
             then: list[Callable[[], object]] = []
             if isinstance(model, Engine):
+                _refuse_ignored(
+                    "an Engine",
+                    device=device,
+                    config=config,
+                    profiles=profiles or None,
+                    tensorrt=tensorrt,
+                    lean_library=lean_library,
+                )
                 engine = model
             else:
+                is_onnx = _is_onnx(model)
+                if not is_onnx:
+                    _refuse_ignored("a plan", config=config, profiles=profiles or None)
                 opened, close_device = borrow_or_open(device, stack)
-                if _is_onnx(model):
+                if is_onnx:
                     engine = Engine.build(
                         model,
                         config,
@@ -220,7 +235,8 @@ class Session(Owned):
         Raises
         ------
         InputError, ShapeError, DtypeError
-            An argument does not fit. Raised before anything is enqueued.
+            An argument does not fit. Raised before anything is enqueued, except for an array in
+        ``outputs`` that does not fit a result whose shape depends on the data.
 
         Notes
         -----
@@ -280,6 +296,8 @@ class Session(Owned):
         return checked
 
     def _check_targets(self, outputs: Mapping[str, NDArray[Any]], inputs: Arrays) -> None:
+        if not isinstance(outputs, Mapping):
+            raise InputError(f"outputs is a mapping of name to array, not {type(outputs).__name__}")
         specs = {spec.name: spec for spec in self.outputs}
         for name, target in outputs.items():
             spec = specs.get(name)
@@ -307,6 +325,9 @@ class Session(Owned):
                 )
             if any(np.shares_memory(target, array) for array in inputs.values()):
                 raise InputError(f"outputs[{name!r}] shares memory with an input")
+        for (name, target), (other, array) in combinations(outputs.items(), 2):
+            if np.shares_memory(target, array):
+                raise InputError(f"outputs[{name!r}] shares memory with outputs[{other!r}]")
 
     def _signature(self) -> str:
         return ", ".join(str(spec) for spec in self.inputs)
@@ -317,21 +338,25 @@ class Session(Owned):
 
 def _deliver(binding: Binding, target: NDArray[Any]) -> NDArray[Any]:
     """Write a result into the caller's array."""
+    _check_fits(binding, target)
+    np.copyto(target, binding._view())
+    return target
+
+
+def _check_fits(binding: Binding, target: NDArray[Any]) -> None:
     assert binding.shape is not None
     if target.shape != binding.shape:
         raise ShapeError(
             f"outputs[{binding.name!r}] has shape {format_shape(target.shape)}, and this result "
             f"{format_shape(binding.shape)}"
         )
-    np.copyto(target, binding._view())
-    return target
 
 
 def _checked(spec: TensorSpec, value: ArrayLike) -> NDArray[Any]:
     """``value`` as an array that the staging copy can take; its layout and dtype may differ."""
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except Exception as error:  # whatever the object's __array__ raises
         raise InputError(f"input {spec.name!r} cannot be made an array: {error}") from error
     check_shape(spec, array.shape)
     if array.dtype != spec.dtype:
@@ -371,6 +396,13 @@ def _kind(dtype: np.dtype[Any]) -> str:
     if dtype.kind == "f" or "float" in dtype.name:
         return "float"
     return "other"
+
+
+def _refuse_ignored(what: str, **given: object) -> None:
+    """Raise `InputError` for arguments that would be dropped silently."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise InputError(f"{', '.join(names)} cannot be given with {what}: it is made already")
 
 
 def _is_onnx(model: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from .device import Device, PrimaryContext, borrow_or_open
 from .errors import InputError
-from .ownership import Owned, Record, insist
+from .ownership import Owned, Record, insist, release_all
 from .platform.driver import Driver
 
 
@@ -52,6 +53,17 @@ class LastUse:
         event, self._event = self._event, 0
         if event:
             self._driver.event_destroy(event)
+
+
+@contextmanager
+def ordered(uses: Sequence[LastUse], stream: Stream, handle: int) -> Iterator[None]:
+    """Enqueue work on several things: after their last uses, and as their last use now."""
+    for use in uses:
+        use.begin(stream, handle)
+    try:
+        yield
+    finally:
+        release_all([partial(use.end, stream, handle) for use in uses])
 
 
 class Event(Owned):
@@ -156,7 +168,8 @@ class Stream(Owned):
         self.device = device
         self.owner = owner
         self._driver = device._driver
-        self._own(handle, _StreamReleaser(device._primary, owned=False), parents=[device])
+        with device._record as primary:
+            self._own(handle, _StreamReleaser(primary, owned=False), parents=[device])
         return self
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Literal, cast
 
 from ..errors import InputError
@@ -35,7 +36,7 @@ class Profile(Mapping[str, Range]):
     def __getitem__(self, name: str) -> Range:
         return self._ranges[name]
 
-    def __iter__(self) -> object:  # type: ignore[override]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._ranges)
 
     def __len__(self) -> int:
@@ -53,11 +54,11 @@ class Profile(Mapping[str, Range]):
 
 def _range(name: str, value: Sequence[Sequence[int]] | Sequence[int]) -> Range:
     try:
-        if all(isinstance(n, int) for n in value):
-            shape: Shape = tuple(cast(Sequence[int], value))
+        if all(hasattr(n, "__index__") for n in value):
+            shape: Shape = tuple(index(n) for n in cast(Sequence[int], value))
             triple = (shape, shape, shape)
         else:
-            low, opt, high = (tuple(int(n) for n in shape) for shape in cast(Any, value))
+            low, opt, high = (tuple(index(n) for n in shape) for shape in cast(Any, value))
             triple = (low, opt, high)
     except (TypeError, ValueError):
         raise InputError(
@@ -111,8 +112,23 @@ class BuildConfig:
                 f"precision {self.precision!r} is not known; expected 'fp32', 'tf32', 'fp16' or "
                 "'as-typed'"
             )
-        level = self.optimization_level
-        if level is not None and not 0 <= level <= 5:
+        level, workspace = self.optimization_level, self.workspace_bytes
+        if level is not None and level not in range(6):
             raise InputError(f"optimization_level must be 0 to 5, not {level!r}")
-        object.__setattr__(self, "profiles", tuple(self.profiles))
-        object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
+        if workspace is not None and not (isinstance(workspace, int) and workspace > 0):
+            raise InputError(f"workspace_bytes must be a positive int, not {workspace!r}")
+        object.__setattr__(
+            self, "profiles", _several("profiles", self.profiles, Profile, "Profile objects")
+        )
+        object.__setattr__(
+            self,
+            "compute_capabilities",
+            _several("compute_capabilities", self.compute_capabilities, str, 'texts like "8.6"'),
+        )
+
+
+def _several(name: str, given: Any, kind: type, what: str) -> tuple[Any, ...]:
+    """``given`` as a tuple; one object alone is iterable too, and would be taken apart."""
+    if isinstance(given, kind) or not all(isinstance(item, kind) for item in given):
+        raise InputError(f"{name} must be a sequence of {what}, not {given!r}")
+    return tuple(given)

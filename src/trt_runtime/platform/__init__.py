@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import NoDeviceError
+from ..errors import NoDeviceError, UnsupportedError
 from .driver import Driver
 from .tensorrt import TensorRT, load_tensorrt
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .host.faults import Faults
 
 Kind = Literal["cuda", "host"]
+
+_HOST_TENSORRT = "tensorrt_host"
 
 
 class Platform:
@@ -33,11 +35,14 @@ class Platform:
 
     def tensorrt(self, flavour: str | None = None) -> TensorRT:
         """The TensorRT of that flavour, or the first that is installed; loaded once."""
-        flavour = flavour or os.environ.get("TRT_RUNTIME_TENSORRT") or None
+        flavour = self._choose(flavour)
         with self._loading:
             if flavour not in self._libraries:
                 self._libraries[flavour] = self._load(flavour)
             return self._libraries[flavour]
+
+    def _choose(self, flavour: str | None) -> str | None:
+        return flavour or os.environ.get("TRT_RUNTIME_TENSORRT") or None
 
     def _load(self, flavour: str | None) -> TensorRT:
         return load_tensorrt(flavour)
@@ -65,10 +70,19 @@ class HostPlatform(Platform):
         self._version = version
         super().__init__("host", self.host_driver)
 
+    def _choose(self, flavour: str | None) -> str | None:
+        if flavour not in (None, _HOST_TENSORRT):
+            raise UnsupportedError(
+                f"the host device runs engines of its own TensorRT only, and {flavour} "
+                "needs a GPU; leave tensorrt= out, or, to build for a GPU that is elsewhere, use "
+                "build_plan(model, tensorrt='tensorrt_rtx')"
+            )
+        return _HOST_TENSORRT
+
     def _load(self, flavour: str | None) -> TensorRT:
         from .host.tensorrt import HostTensorRT
 
-        return TensorRT(HostTensorRT(self.host_driver, version=self._version), "tensorrt_host")
+        return TensorRT(HostTensorRT(self.host_driver, version=self._version), _HOST_TENSORRT)
 
 
 @functools.cache

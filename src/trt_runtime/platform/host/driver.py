@@ -178,7 +178,8 @@ class HostDriver:
                 raise self._missing(call, "primary context", self._context_of(ordinal))
             entry = self._retained[ordinal].pop()
             context = self._context_of(ordinal)
-            orphans = [a.entry for a in self._allocations.values() if a.context == context]
+            allocations = list(self._allocations.values())
+            orphans = [a.entry for a in allocations if a.context == context]
             if not self._retained[ordinal] and orphans:
                 self.ledger.violate(f"{call} at {place()}: it still holds {orphans[0]}")
             self.ledger.close(entry, call)
@@ -214,7 +215,9 @@ class HostDriver:
 
     def _allocated(self, kind: str) -> int:
         with self._lock:
-            return sum(a.nbytes for a in self._allocations.values() if a.entry.kind == kind)
+            # Copied in one step: a finaliser's release may come in between.
+            allocations = list(self._allocations.values())
+            return sum(a.nbytes for a in allocations if a.entry.kind == kind)
 
     def _allocate(self, call: str, kind: str, nbytes: int, limit: int | None) -> int:
         context = self._enter_context(call)

@@ -36,7 +36,7 @@ class Faults:
         self.pinned_memory = pinned_memory
         self.count = 0
         self.failed: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser's call may come in between
 
     def fails(self, call: str) -> bool:
         """Count one platform call; whether it must fail."""

@@ -69,6 +69,7 @@ class Ledger:
         self._open: dict[Entry, None] = {}
         self._graves: OrderedDict[tuple[str, str], Entry] = OrderedDict()
         self._lock = threading.RLock()
+        self._pid = os.getpid()
         self.violations: list[str] = []
 
     def open(self, kind: str, name: str, parent: Entry | None = None, nbytes: int = 0) -> Entry:
@@ -119,6 +120,8 @@ class Ledger:
 
     def report_at_exit(self) -> None:
         """Log what outlived everything else; runs after every other finaliser."""
+        if os.getpid() != self._pid:
+            return  # a fork's copy: nothing in it was opened here
         for entry in self.entries:
             logger.warning("host device: still open at exit: %s", entry)
         for text in self.violations:

@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UnsupportedError
-from .flavours import FLAVOURS, Flavour, import_flavour, installed_flavours
+from .flavours import FLAVOURS, Flavour, import_flavour, installed_flavours, offline_flavour
 from .log import Log
 from .runtime import PlanContext, PlanEngine
 
@@ -31,10 +31,15 @@ __all__ = [
     "TensorRT",
     "installed_flavours",
     "load_tensorrt",
+    "offline_flavour",
 ]
 
 # TensorRT has crashed when two threads of a process built at once with a shared timing cache.
 _building = threading.Lock()
+
+# TensorRT keeps the first logger that it is given, so each library is wrapped, with its log, once.
+_loading = threading.Lock()
+_loaded: dict[str, TensorRT] = {}
 
 
 class TensorRT:
@@ -92,4 +97,8 @@ def load_tensorrt(flavour: str | None) -> TensorRT:
         It is not installed, or none is.
     """
     module, name = import_flavour(flavour)
-    return TensorRT(module, name)
+    with _loading:
+        library = _loaded.get(name)
+        if library is None or library.module is not module:
+            library = _loaded[name] = TensorRT(module, name)
+        return library

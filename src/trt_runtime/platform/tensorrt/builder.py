@@ -5,11 +5,13 @@ What a release lacks is refused by name before the build begins, and never dropp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BuildError, InputError, ModelError, UnsupportedError
-from ...tensor import format_shape
+from ...tensor import Range, format_shape
 
 if TYPE_CHECKING:
     from ...build.config import BuildConfig
@@ -28,13 +30,27 @@ def build_plan(
     """Parse ``model`` and build it; the plan as bytes."""
     _refuse_what_is_missing(library, config)
     with library.log.capture() as lines:
+        build = _Build(library, config, lines, on_progress)
         try:
-            return _Build(library, config, lines, on_progress).run(model, path)
-        except (TypeError, RuntimeError) as error:
+            return build.run(model, path)
+        except BaseException as error:
+            _forget_objects(error)
+            users, build.callback_error = error is build.callback_error, None
             # A builder that cannot start is a null pointer to the bindings: a TypeError.
+            if users or not isinstance(error, (TypeError, RuntimeError)):
+                raise
             raise BuildError(
                 f"TensorRT {library.version} could not build: {error}", log_lines=lines
             ) from error
+
+
+def _forget_objects(error: BaseException) -> None:
+    """Drop TensorRT's objects from the traceback, which would keep them for as long as it lives."""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == __file__ and step.tb_frame is not sys._getframe(1):
+            step.tb_frame.clear()
+        step = step.tb_next
 
 
 def _refuse_what_is_missing(library: TensorRT, config: BuildConfig) -> None:
@@ -66,17 +82,23 @@ class _Build:
         self.config = config
         self.lines = lines
         self.on_progress = on_progress
+        self.cancelled = False
+        self.callback_error: BaseException | None = None
         self.module: Any = library.module
 
     def run(self, model: bytes, path: str | None) -> bytes:
         builder = self.module.Builder(self.library.log.logger)
         network = self._made(builder.create_network(self._network_flags()), "a network")
         parser = self.module.OnnxParser(network, self.library.log.logger)
-        self._parse(parser, model, path)
+        self._parse(network, parser, model, path)
         settings = self._made(builder.create_builder_config(), "a builder configuration")
         self._apply(settings)
         self._add_profiles(builder, network, settings)
         plan = builder.build_serialized_network(network, settings)
+        if self.callback_error is not None:
+            raise self.callback_error
+        if self.cancelled:
+            raise BuildError("the build was cancelled by on_progress", log_lines=self.lines)
         if plan is None:
             raise BuildError("TensorRT could not build the engine", log_lines=self.lines)
         return bytes(plan)
@@ -94,12 +116,14 @@ class _Build:
             return 1 << int(flags.STRONGLY_TYPED)
         return 0
 
-    def _parse(self, parser: Any, model: bytes, path: str | None) -> None:
+    def _parse(self, network: Any, parser: Any, model: bytes, path: str | None) -> None:
         parsed = parser.parse(model, path) if path is not None else parser.parse(model)
-        if parsed and not parser.num_errors:
+        if parsed and not parser.num_errors and network.num_outputs:
             return
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         problems = [self._problem(error, model) for error in errors]
+        if parsed and not problems:  # RTX 1.7.1 takes an empty file for an empty network
+            problems = [f"its {len(model)} bytes hold no network with an output"]
         origin = f" {path!r}" if path is not None else ""
         raise ModelError(
             f"TensorRT {self.library.version} cannot parse the ONNX model{origin}",
@@ -140,7 +164,7 @@ class _Build:
         if config.compute_capabilities:
             self._set_compute_capabilities(settings)
         if self.on_progress is not None and self.library.flavour.generation >= 10:
-            settings.progress_monitor = self._monitor(self.on_progress)
+            settings.progress_monitor = self._monitor()
 
     def _set_compute_capabilities(self, settings: Any) -> None:
         known = self.module.ComputeCapability
@@ -160,8 +184,19 @@ class _Build:
                     f"TensorRT refused compute capability {text}", log_lines=self.lines
                 )
 
-    def _monitor(self, on_progress: Progress) -> Any:
+    def _report(self, phase: str, done: int, steps: int) -> bool:
+        """Tell the user; whether to go on. TensorRT would lose an exception, so it is kept."""
+        if not self.cancelled and self.on_progress is not None:
+            try:
+                self.cancelled = self.on_progress(phase, done, steps) is False
+            except BaseException as error:
+                self.callback_error = error
+                self.cancelled = True
+        return not self.cancelled
+
+    def _monitor(self) -> Any:
         base = self.module.IProgressMonitor
+        report = self._report
 
         class Monitor(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
@@ -170,10 +205,10 @@ class _Build:
 
             def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
                 self._steps[phase_name] = num_steps
-                on_progress(phase_name, 0, num_steps)
+                report(phase_name, 0, num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                return on_progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+                return report(phase_name, step + 1, self._steps.get(phase_name, 0))
 
             def phase_finish(self, phase_name: str) -> None:
                 self._steps.pop(phase_name, None)
@@ -188,11 +223,13 @@ class _Build:
         dynamic = {name for name, tensor in inputs.items() if -1 in tuple(tensor.shape)} | {
             name for name, tensor in inputs.items() if tensor.is_shape_tensor
         }
-        if not self.config.profiles:
-            if dynamic:
-                raise BuildError(_profile_needed(inputs, dynamic))
-            return
-        for number, profile in enumerate(self.config.profiles):
+        if dynamic and not self.config.profiles:
+            raise BuildError(_profile_needed(inputs, dynamic, {}))
+        fixed = self._shapes_to_repeat(
+            network, {n: t for n, t in inputs.items() if n not in dynamic}
+        )
+        profiles: Sequence[Mapping[str, Range]] = self.config.profiles or ([{}] if fixed else [])
+        for number, profile in enumerate(profiles):
             unknown = sorted(set(profile) - set(inputs))
             if unknown:
                 raise InputError(
@@ -201,27 +238,54 @@ class _Build:
                 )
             missing = sorted(dynamic - set(profile))
             if missing:
-                raise BuildError(_profile_needed(inputs, set(missing), number))
+                raise BuildError(_profile_needed(inputs, dynamic, profile, number))
             ranges = builder.create_optimization_profile()
-            for name, shapes in profile.items():
-                if inputs[name].is_shape_tensor:
-                    ranges.set_shape_input(name, *(list(values) for values in shapes))
-                else:
-                    ranges.set_shape(name, *shapes)
+            for name, shapes in {**fixed, **profile}.items():
+                try:
+                    if inputs[name].is_shape_tensor:
+                        ranges.set_shape_input(name, *(list(values) for values in shapes))
+                    else:
+                        ranges.set_shape(name, *shapes)
+                except (ValueError, RuntimeError) as error:
+                    raise InputError(
+                        f"profile {number}: TensorRT refused {shapes} for {name!r}: {error}",
+                        log_lines=self.lines,
+                    ) from error
             if settings.add_optimization_profile(ranges) < 0:
                 raise BuildError(
                     f"TensorRT refused optimisation profile {number}: {profile!r}",
                     log_lines=self.lines,
                 )
 
+    def _shapes_to_repeat(self, network: Any, inputs: Mapping[str, Any]) -> dict[str, Range]:
+        """Fixed shapes that a profile must repeat, or the engine would not tell them later.
 
-def _profile_needed(inputs: dict[str, Any], names: set[str], number: int | None = None) -> str:
+        8.6.0 forgets them when an output's shape depends on the data (measured).
+        """
+        outputs = (network.get_output(index) for index in range(network.num_outputs))
+        if self.library.flavour.generation != 8 or all(-1 not in tuple(o.shape) for o in outputs):
+            return {}
+        shapes = {name: tuple(int(n) for n in tensor.shape) for name, tensor in inputs.items()}
+        return {name: Range(shape, shape, shape) for name, shape in shapes.items()}
+
+
+def _profile_needed(
+    inputs: dict[str, Any],
+    names: set[str],
+    given: Mapping[str, Sequence[tuple[int, ...]]],
+    number: int | None = None,
+) -> str:
+    """Which of ``names`` have no range, and a profile for all of them to paste and adapt."""
     lines = []
-    example = {}
-    for name in sorted(names):
+    example = {name: tuple(given[name]) for name in given}
+    for name in sorted(names - set(given)):
         shape = tuple(int(n) for n in inputs[name].shape)
-        lines.append(f"{name!r} of shape {format_shape(shape)}")
-        example[name] = tuple(tuple(low if n < 0 else n for n in shape) for low in (1, 4, 8))
+        if inputs[name].is_shape_tensor:
+            lines.append(f"the values of shape tensor {name!r} of shape {format_shape(shape)}")
+            example[name] = tuple((bound,) * prod(shape) for bound in (1, 4, 8))
+        else:
+            lines.append(f"{name!r} of shape {format_shape(shape)}")
+            example[name] = tuple(tuple(b if n < 0 else n for n in shape) for b in (1, 4, 8))
     where = "it" if number is None else f"profile {number}"
     return (
         f"the model has dynamic inputs that need a range of shapes: {', '.join(lines)}; "

@@ -87,6 +87,17 @@ FLAVOURS = {
 _IMPORTABLE = tuple(name for name in FLAVOURS if name != "tensorrt_host")
 
 
+def offline_flavour(asked: str | None, for_chosen_gpus: bool) -> str | None:
+    """The flavour that builds without a GPU, if it is asked for.
+
+    Naming it is asking for it, and so is choosing GPUs to build for without naming a flavour.
+    """
+    if asked is None and not for_chosen_gpus:
+        return None
+    offline = (flavour.name for flavour in FLAVOURS.values() if flavour.compute_capabilities)
+    return next((name for name in offline if asked in (None, name)), None)
+
+
 def installed_flavours() -> list[str]:
     """Names of the TensorRT packages that can be found, without importing them."""
     return [name for name in _IMPORTABLE if importlib.util.find_spec(name) is not None]

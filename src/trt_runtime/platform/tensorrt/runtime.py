@@ -7,7 +7,6 @@ of `trt_runtime.engine` and `trt_runtime.context`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from ...errors import (
     PlanError,
     PlanVersionError,
     ShapeError,
+    UnsupportedError,
     UntrustedPlanError,
 )
 from ...tensor import Range, Shape, TensorSpec, format_shape, numpy_dtype
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from . import TensorRT
 
 #: What plans begin with: built by TensorRT, by TensorRT for RTX, version compatible, by the host.
-PLAN_MAGIC = (b"ftrt", b"ptrt", b"rtrt", b"vtrt", b"TRTHOST")
+PLAN_MAGIC = (b"ftrt", b"ptrt", b"rtrt", b"vtrt", b"TRTHOST\0")
 
 _VERSIONED_MAGIC = (b"ftrt", b"vtrt")
 
@@ -54,13 +54,14 @@ _REFUSALS: tuple[tuple[tuple[str, ...], type[PlanError], str], ...] = (
             "incompatible serialization version",
             "lean runtime",
             "different version",
+            "older tensorrt version",
         ),
         PlanVersionError,
         "the plan was built by another TensorRT; build it again with this one, or make it version "
         "compatible",
     ),
     (
-        ("checksum", "truncated", "corrupt", "insufficient data", "out of bounds", "plan size"),
+        ("checksum", "truncated", "header.size == blobsize", "blobsize >", "minbuffersize"),
         CorruptPlanError,
         "the plan is truncated or damaged; copy or build it again",
     ),
@@ -92,7 +93,7 @@ class PlanEngine:
     The device's context must be current for construction, `create_context` and `release`.
     """
 
-    __slots__ = ("_engine", "_library", "_runtime", "generation")
+    __slots__ = ("_engine", "_foreign", "_library", "_runtime", "generation")
 
     def __init__(
         self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
@@ -104,6 +105,7 @@ class PlanEngine:
         #: release's lean runtime, and a call that it does not know crashes the process (measured:
         #: ``device_memory_size_v2`` of an 8.6.0 engine under 10.16.1).
         self.generation = min(library.flavour.generation, plan_generation(plan))
+        self._foreign = self.generation < 10 <= library.flavour.generation
         with library.log.capture() as lines:
             try:
                 self._runtime = library.module.Runtime(library.log.logger)
@@ -143,7 +145,13 @@ class PlanEngine:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that one context needs while it runs, for any profile."""
+        """Device memory that one context must be given, for any profile.
+
+        0 where TensorRT has to allocate it: what an 8.6 engine needs can be neither asked nor
+        given through the calls that a later release's runtime has left.
+        """
+        if self._foreign:
+            return 0
         if self.generation >= 10:
             return int(self._engine.device_memory_size_v2)
         return int(self._engine.device_memory_size)
@@ -176,13 +184,25 @@ class PlanEngine:
         return TensorSpec(
             name=name,
             dtype=numpy_dtype(self._engine.get_tensor_dtype(name).name, name),
-            shape=tuple(int(n) for n in self._engine.get_tensor_shape(name)),
+            shape=self._shape(name),
             mode="input" if is_input else "output",
             location="host" if on_host else "device",
             profiles=tuple(self._ranges(name)) if is_input else (),
             values=tuple(self._values(name)) if is_input and on_host else (),
             layout="" if "LINEAR" in layout.upper() else layout,
         )
+
+    def _shape(self, name: str) -> Shape:
+        dims = self._engine.get_tensor_shape(name)
+        try:
+            return tuple(int(dims[axis]) for axis in range(len(dims)))
+        except ValueError:
+            # 8.6.0 forgets the shape of a static input when an output's shape depends on the data
+            # and no profile was given (measured; `builder` gives one).
+            raise UnsupportedError(
+                f"TensorRT {self._library.version} does not tell the shape of {name!r}. Build the "
+                "engine again with an optimisation profile for it, even though its shape is fixed"
+            ) from None
 
     def _ranges(self, name: str) -> list[Range]:
         ranges = []
@@ -195,36 +215,28 @@ class PlanEngine:
     def _values(self, name: str) -> list[Range]:
         ranges = []
         for index in range(self.profile_count):
-            if self.generation >= 10:
-                # The bindings name these arguments the other way round; by position is right.
-                values = self._engine.get_tensor_profile_values(index, name)
-            else:
-                values = self._values_of_release_8(index, name)
+            if self.generation < 10:
+                # 8.6's bindings return as many values as the tensor has dimensions, not as it has
+                # elements (measured), so that TensorRT alone can check the values.
+                break
+            # The bindings name these arguments the other way round; by position is right.
+            values = self._engine.get_tensor_profile_values(index, name)
             if len(values) == 3:
                 ranges.append(Range(*(tuple(int(n) for n in value) for value in values)))
         return ranges
 
-    def _values_of_release_8(self, index: int, name: str) -> Any:
-        if self._library.flavour.generation != 8:
-            return ()  # a later release's bindings cannot ask an 8.6 engine; TensorRT checks alone
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return self._engine.get_profile_shape_input(index, name)
-
     def create_context(self) -> PlanContext:
-        """A context without scratch memory: give it some with `PlanContext.set_scratch`."""
+        """A context; one with `scratch_bytes` must be given them by `PlanContext.set_scratch`."""
         with self._library.log.capture() as lines:
-            if self.generation >= 10:
-                strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-                context = PlanContext(
-                    self._library, self.generation, self._engine.create_execution_context(strategy)
-                )
+            if self._foreign:
+                made = self._engine.create_execution_context()
+            elif self.generation >= 10:
+                strategies = self._library.module.ExecutionContextAllocationStrategy
+                made = self._engine.create_execution_context(strategies.USER_MANAGED)
             else:
-                context = PlanContext(
-                    self._library,
-                    self.generation,
-                    self._engine.create_execution_context_without_device_memory(),
-                )
+                made = self._engine.create_execution_context_without_device_memory()
+            context = PlanContext(self._library, self.generation, made)
+            del made
         if not context:
             raise EngineError("TensorRT could not create an execution context", log_lines=lines)
         return context
@@ -388,25 +400,30 @@ class PlanContext:
 def _refusal(library: TensorRT, plan: bytes, lines: Sequence[str]) -> PlanError:
     """Why a plan was refused, as far as its first bytes and TensorRT's log tell."""
     head = bytes(plan[:16])
-    told = f"{library.name} {library.version} refused the plan ({len(plan)} bytes): "
+    version = plan_version(plan)
+    built_by = f" built by release {'.'.join(map(str, version))}" if version is not None else ""
+    told = f"{library.name} {library.version} refused the plan{built_by} ({len(plan)} bytes): "
     if not plan:
         return NotAPlanError(told + "it is empty", log_lines=lines)
     text = " ".join(lines).lower()
     looks_like_plan = head.startswith(PLAN_MAGIC)
-    if not looks_like_plan and ("magic" in text or not text):
+    refused = next((why for why in _REFUSALS if any(phrase in text for phrase in why[0])), None)
+    if not looks_like_plan and (
+        refused is None or refused[1] is CorruptPlanError or "magic" in text
+    ):
         return NotAPlanError(
             f"{told}it is not a plan; it begins with {head[:8]!r}. A plan is what Engine.save "
             "writes; an ONNX model goes through Engine.build or Session.",
             log_lines=lines,
         )
-    for phrases, kind, advice in _REFUSALS:
-        if any(phrase in text for phrase in phrases):
-            return kind(told + advice, log_lines=lines)
+    if refused is not None:
+        _, kind, advice = refused
+        return kind(told + advice, log_lines=lines)
     if "magic" in text:
         return PlanVersionError(
             told + "it is of another TensorRT or TensorRT for RTX; build it again with this one",
             log_lines=lines,
         )
-    if looks_like_plan:
-        return CorruptPlanError(told + "it is probably damaged; build it again", log_lines=lines)
-    return PlanError(told + "TensorRT's log says why", log_lines=lines)
+    if "cuda" in text.replace("deserializecudaengine", "").replace("catchcudaerror", ""):
+        return PlanError(told + "CUDA failed; TensorRT's log says how", log_lines=lines)
+    return CorruptPlanError(told + "it is probably damaged; build it again", log_lines=lines)
