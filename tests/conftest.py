@@ -75,19 +75,24 @@ def open_engine(device: Device, case: Case) -> Engine:
     return Engine.load(plan_of(device, case), device=device, trust_host_code=True)
 
 
+def plan_path(case: Case) -> Path | None:
+    """Where the case's plan is handed on, if plans are."""
+    return Path(PLANS) / f"{case.name}.engine" if PLANS else None
+
+
 def plan_of(device: Device, case: Case) -> bytes:
     """The case's plan for this device: version compatible where plans are handed on."""
     if device.kind == "host":
         return build_plan(case.model, profiles=case.profiles, device=device)
-    path = Path(PLANS) / f"{case.name}.engine" if PLANS else None
+    library = device.platform.tensorrt()
+    for key in (library.version.split(".")[0], library.name):
+        if key in case.unsupported_by:
+            pytest.skip(case.unsupported_by[key])
+    path = plan_path(case)
     if path is not None and path.exists():
         return path.read_bytes()
-    library = device.platform.tensorrt()
     if not library.has_builder:
         pytest.skip(f"{library.name} cannot build, and there is no plan of {case.name}")
-    reason = case.unsupported_by.get(library.version.split(".")[0])
-    if reason is not None:
-        pytest.skip(reason)
     config = BuildConfig(
         profiles=case.profiles,
         precision="fp32",

@@ -22,8 +22,9 @@ Feed = dict[str, np.ndarray]
 class Case:
     """A model, the profiles it needs, and inputs to try.
 
-    ``unsupported_by`` maps a TensorRT major version to why it cannot build the model. ``compute``
-    says what is right where onnxruntime has no kernel for the types.
+    ``unsupported_by`` maps a TensorRT major version to why it cannot build the model, or a
+    TensorRT flavour to why it cannot run the plan that 8.6 built. ``compute`` says what is right
+    where onnxruntime has no kernel for the types.
     """
 
     name: str
@@ -82,7 +83,8 @@ def reference(model: onnx.ModelProto, feed: Feed) -> Feed:
 
 def assert_matches(got: Mapping[str, Any], want: Mapping[str, Any], tolerance: float) -> None:
     """Same names, shapes and values; floats within ``tolerance`` of the largest value."""
-    assert list(got) == list(want)
+    # A model's outputs are a set to TensorRT 8.6: the engine has an order of its own.
+    assert sorted(got) == sorted(want)
     for name, expected in want.items():
         array = got[name]
         assert array.shape == expected.shape, name
@@ -179,7 +181,8 @@ def nonzero() -> Case:
         {"x": -np.ones((4, 5), np.float32)},
         {"x": -some},
     )
-    return Case("nonzero", model, feeds)
+    reason = "an 8.6 engine cannot tell a later release shapes that depend on the data"
+    return Case("nonzero", model, feeds, unsupported_by={"tensorrt_lean": reason})
 
 
 @cache

@@ -422,6 +422,14 @@ class FailByName(Faults):
         return call == self.name
 
 
+def test_a_kept_exception_of_a_failing_build_keeps_no_tensorrt_object() -> None:
+    platform = HostPlatform(FailByName("build_serialized_network"))
+    with Device(platform) as device, pytest.raises(BuildError) as kept:
+        Engine.build(static().model, device=device)
+    assert kept.value.__traceback__ is not None
+    platform.host_driver.ledger.assert_empty()
+
+
 def test_an_error_names_the_call_that_failed() -> None:
     with Device(HostPlatform(FailByName("cuStreamCreateWithPriority"))) as device:
         with pytest.raises(CudaError, match="cuStreamCreateWithPriority failed") as caught:

@@ -917,6 +917,20 @@ def test_closing_from_inside_a_callback_is_refused(opened: Opened, which: str) -
     opened.stream.synchronize()
 
 
+def test_a_profiler_that_was_taken_away_is_let_go(opened: Opened) -> None:
+    class Profiler:
+        def __call__(self, layer: str, milliseconds: float) -> None:
+            """Take no notice."""
+
+    profiler = Profiler()
+    alive = weakref.ref(profiler)
+    opened.context.profiler = profiler
+    opened.context.enqueue(opened.bindings, opened.stream)
+    opened.context.profiler = None
+    del profiler
+    assert alive() is None
+
+
 def test_an_exception_in_a_callback_comes_out_of_the_enqueue(opened: Opened) -> None:
     def broken(layer: str, milliseconds: float) -> None:
         raise LookupError("mine")
@@ -1037,6 +1051,30 @@ def test_results_of_a_data_dependent_session_survive_it(platform: HostPlatform) 
 # 12. Fork: what can be shown without forking; `test_exit` forks ---------------------------------
 
 
+def test_a_fork_never_drops_what_would_call_the_driver_in_its_destructor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Handle:
+        """Stands for an object of TensorRT, which releases itself with its last reference."""
+
+        def __del__(self) -> None:
+            dropped.append(self)
+
+    class Holder(Owned):
+        def __init__(self) -> None:
+            self._own(Handle(), lambda handle: None)
+
+    dropped: list[Handle] = []
+    closed, forgotten = Holder(), Holder()
+    pid = os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid + 1)
+        closed.close()
+        del closed, forgotten
+        gc.collect()
+    assert dropped == []
+
+
 def test_in_another_process_everything_refuses_and_closes_in_silence(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1045,10 +1083,13 @@ def test_in_another_process_everything_refuses_and_closes_in_silence(
         for name, use in _uses(opened).items()
         if name not in ("Stream.from_handle", "Engine(device)")
     }
+    array = opened.pinned.array
     pid, calls = os.getpid(), opened.device._driver.faults.count
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
         assert refusals(uses, ForkedProcessError, "spawn") == {}
         assert all(each.closed for each in opened.all)
+        del array
     assert opened.device._driver.faults.count == calls, "a fork's copy called the driver"
+    opened.pinned._record.handle.drop()  # the array's hold, which only its process gives up
     assert not any(each.closed for each in opened.all)

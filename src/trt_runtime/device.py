@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -202,8 +203,8 @@ def _find(which: str | int | None) -> tuple[Platform, int]:
         raise _unknown(which)
     if which == "auto":
         return _automatic(), 0
-    kind, _, number = which.partition(":")
-    if kind not in ("cuda", "host") or (number and not number.isdigit()):
+    kind, colon, number = which.partition(":")
+    if kind not in ("cuda", "host") or (colon and not number.isdecimal()):
         raise _unknown(which)
     platform = cuda_platform() if kind == "cuda" else host_platform()
     return platform, int(number or 0)
@@ -225,6 +226,17 @@ def _automatic() -> Platform:
             f"running on the host device: {error.message} Results are right, timings mean "
             "nothing; device='host' silences this.",
             HostDeviceWarning,
-            stacklevel=5,
+            stacklevel=_callers_level(),
         )
         return host_platform()
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` for `warnings.warn`, called next to this, that names the user's line."""
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .build.config import BuildConfig, Profile
 from .build.model import read_model
 from .device import Device, borrow_or_open
-from .errors import DtypeError, InputError, NotAPlanError, ShapeError, UnsupportedError
+from .errors import DtypeError, InputError, NotAPlanError, ShapeError
 from .ownership import Owned
 from .platform.tensorrt import load_tensorrt, offline_flavour
 from .tensor import Range, Shape, TensorSpec, format_shape
@@ -103,7 +103,7 @@ class Engine(Owned):
             raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
-            library = _library(opened, tensorrt)
+            library = opened.platform.tensorrt(tensorrt)
             with opened._record as primary:
                 handle = primary.create(
                     lambda: library.load(
@@ -172,7 +172,7 @@ class Engine(Owned):
             opened, then = borrow_or_open(device, stack)
             if config is not None:
                 tensorrt = offline_flavour(tensorrt, bool(config.compute_capabilities)) or tensorrt
-            _library(opened, tensorrt)  # what cannot be loaded here need not be built
+            opened.platform.tensorrt(tensorrt)  # what cannot be loaded here need not be built
             plan = build_plan(
                 model,
                 config,
@@ -359,21 +359,9 @@ def build_plan(
         return load_tensorrt(offline).build(data, path, config, on_progress)
     with ExitStack() as stack:
         opened, _ = borrow_or_open(device, stack)
-        library = _library(opened, tensorrt)
+        library = opened.platform.tensorrt(tensorrt)
         with opened._record as primary, primary.current():
             return library.build(data, path, config, on_progress)
-
-
-def _library(device: Device, flavour: str | None) -> TensorRT:
-    """The device's TensorRT; `UnsupportedError` if that is not the flavour that was asked for."""
-    library = device.platform.tensorrt(flavour)
-    if flavour is not None and library.name != flavour:
-        raise UnsupportedError(
-            f"device {device} runs engines of {library.name} only, and {flavour} was asked for. "
-            "Leave tensorrt= out, or use a GPU; build_plan(model, tensorrt='tensorrt_rtx') builds "
-            "for a GPU that is elsewhere"
-        )
-    return library
 
 
 def check_shape(spec: TensorSpec, shape: Shape) -> None:

@@ -9,6 +9,7 @@ Nothing in here knows CUDA or TensorRT.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
@@ -137,6 +138,13 @@ class Record:
                 raise self.closed_error()
             self.children[child] = None
 
+    def abandon(self) -> None:
+        """Keep the handle for as long as this process lives, a fork of the one that opened it.
+
+        TensorRT's objects release themselves with their last reference, and would call the driver.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
     def closed_error(self) -> ClosedError:
         return ClosedError(f"{self.label} is closed; create a new one, or keep it open longer")
 
@@ -167,11 +175,12 @@ class Record:
 
         Of several threads in here one releases and the others wait for it. A parent that is being
         closed waits for the handle only: what is closed *after* it may be that very parent. In a
-        forked child nothing is called and the handle is only forgotten.
+        forked child nothing is called and the handle is abandoned.
         """
         me = threading.get_ident()
         if self.pid != os.getpid():
-            self._closing, self._released, self._finished, self.handle = me, True, True, None
+            self._closing, self._released, self._finished = me, True, True
+            self.abandon()
             return
         with self._changed:
             if self._closing is not None:
@@ -259,7 +268,10 @@ def _leave_to_the_process(_: Any) -> None:
 
 def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
     """Release a forgotten object, then report it."""
-    if record.pid != os.getpid() or record.closed:
+    if record.pid != os.getpid():
+        record.abandon()
+        return
+    if record.closed:
         return
     at_exit = reference() is not None  # only the interpreter's exit finalises a living object
     _patience.seconds = EXIT_PATIENCE_SECONDS if at_exit else None

@@ -339,7 +339,19 @@ class PlanContext:
 
         Called once in a context's life: TensorRT's bindings keep a reference per call. Neither
         callback may raise, since TensorRT would lose the exception.
+
+        Raises
+        ------
+        UnsupportedError
+            An 8.6 engine runs under a later release, whose allocators it cannot call: their class
+            has another layout, and the call crashes the process (measured: 10.16.1).
         """
+        if self._generation < 10 <= self._library.flavour.generation:
+            raise UnsupportedError(
+                f"the shape of output {', '.join(map(repr, names))} depends on the data, and an "
+                f"engine built by TensorRT 8 cannot tell it to TensorRT {self._library.version}; "
+                "run it with TensorRT 8.6, or build it with TensorRT 10 or later"
+            )
         base = self._library.module.IOutputAllocator
 
         class OutputAllocator(base):  # type: ignore[misc, valid-type]
