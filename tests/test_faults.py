@@ -313,7 +313,7 @@ def test_when_every_call_fails_from_some_point_only_what_unrun_work_holds_is_lef
 def test_a_failure_leaves_no_object_for_the_collector_to_report() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for life in (graph_life, session_life, data_dependent_life):
+        for life in (graph_life, session_life, data_dependent_life, buffers_life):
             for _, raised in each_failure(life, lambda number: Faults(fail_call=number)):
                 let_go(raised)
     assert [str(warning.message) for warning in caught] == []
@@ -392,7 +392,9 @@ def test_a_session_works_again_after_any_failing_call_of_an_inference() -> None:
                 failed = True
             assert failed == bool(faults.failed)
             faults.fail_call = None
-            assert_matches(session.infer(second), expected(dynamic, 4), 1e-4)
+            # Other values than the failed call had staged, which nothing may still be reading.
+            doubled = session.infer(x=second["x"] * 2)
+            assert_matches(doubled, {"y": expected(dynamic, 4)["y"] * 2}, 1e-4)
             assert_matches(session.infer(first), expected(dynamic, 1), 1e-4)
         platform.host_driver.ledger.assert_empty()
         if not failed:
@@ -428,6 +430,15 @@ def test_a_kept_exception_of_a_failing_build_keeps_no_tensorrt_object() -> None:
         Engine.build(static().model, device=device)
     assert kept.value.__traceback__ is not None
     platform.host_driver.ledger.assert_empty()
+
+
+def test_an_event_that_cannot_be_recorded_is_not_left_to_the_collector() -> None:
+    platform = HostPlatform(FailByName("cuEventRecord"))
+    with Device(platform) as device, Stream(device) as stream:
+        with pytest.raises(CudaError, match="cuEventRecord") as kept:
+            stream.record()
+        kinds = [entry.kind for entry in platform.host_driver.ledger.entries]
+        assert kinds == ["primary context", "stream"], kept
 
 
 def test_an_error_names_the_call_that_failed() -> None:

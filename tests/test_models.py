@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from trt_runtime import (
     BindingSet,
+    BusyError,
     CudaGraph,
     Device,
     Engine,
@@ -149,6 +151,59 @@ def test_data_dependent_results_shrink_and_grow_with_the_data(engine: Engine) ->
             outputs = session.infer(x)
             assert outputs["where"].shape == (2, found)
             np.testing.assert_array_equal(outputs["where"], np.stack(np.nonzero(x)))
+
+
+@pytest.mark.parametrize("make", [nonzero], ids=["nonzero"])
+def test_a_data_dependent_result_that_another_set_overwrote_is_refused(engine: Engine) -> None:
+    x = np.ones((4, 5), np.float32)
+    with (
+        engine.create_execution_context() as context,
+        Stream(engine.device) as stream,
+        BindingSet(context) as first,
+        BindingSet(context) as second,
+    ):
+        for bindings in (first, second):
+            bindings["x"].host[...] = x
+            bindings.copy_to_device(stream)
+            context.enqueue(bindings, stream)
+        with pytest.raises(BusyError, match="overwritten by another binding set"):
+            first.copy_to_host(stream)
+        second.copy_to_host(stream)
+        stream.synchronize()
+        np.testing.assert_array_equal(second["where"].host, np.stack(np.nonzero(x)))
+
+
+def test_data_dependent_results_are_right_where_tensorrt_asks_and_tells_less(
+    host: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call for memory while the last is large enough, and an old shape once there was a run."""
+    from trt_runtime.platform.host.tensorrt import context as imitated
+
+    handed: dict[int, tuple[int, int]] = {}
+    ask, tell = imitated._reallocate, imitated.IExecutionContext.get_tensor_shape
+
+    def ask_less(allocator: Any, name: str, memory: int, nbytes: int, stream: int) -> int:
+        address, capacity = handed.get(id(allocator), (0, 0))
+        if nbytes > capacity or not address:
+            address = ask(allocator, name, memory, nbytes, stream)
+            handed[id(allocator)] = (address, nbytes)
+        return address
+
+    def tell_less(self: Any, name: str) -> Any:
+        return (2, 0) if name == "where" and self.get_output_allocator(name) else tell(self, name)
+
+    monkeypatch.setattr(imitated, "_reallocate", ask_less)
+    monkeypatch.setattr(imitated.IExecutionContext, "get_tensor_shape", tell_less)
+    case = nonzero()
+    with (
+        Engine.build(case.model, device=host) as engine,
+        engine.create_execution_context() as context,
+        Stream(host) as stream,
+    ):
+        for feed in case.feeds * 2:
+            with bindings_for(engine, context, feed) as bindings:
+                got = context.execute(bindings, stream)
+                assert_matches(got, case.expected(feed), case.tolerance)
 
 
 @pytest.mark.parametrize("make", [nonzero], ids=["nonzero"])

@@ -808,6 +808,14 @@ def test_the_callers_context_is_restored_after_a_failure(opened: Opened) -> None
     assert driver.current_context_quietly() == 0
 
 
+def test_a_context_that_is_current_already_is_not_set_again(opened: Opened) -> None:
+    driver = opened.device._driver
+    with opened.device._primary.current():
+        before = driver.faults.count
+        opened.stream.query()
+        assert driver.faults.count == before + 2  # which one is current, and the query
+
+
 def test_a_thread_that_never_touched_cuda_can_do_everything(opened: Opened) -> None:
     failures: list[object] = []
 
@@ -1091,5 +1099,7 @@ def test_in_another_process_everything_refuses_and_closes_in_silence(
         assert all(each.closed for each in opened.all)
         del array
     assert opened.device._driver.faults.count == calls, "a fork's copy called the driver"
-    opened.pinned._record.handle.drop()  # the array's hold, which only its process gives up
+    block = opened.pinned._record.handle
+    assert block._holds == 2, "a fork's copy gave up a hold"
+    block.drop()  # the array's, which really is gone
     assert not any(each.closed for each in opened.all)

@@ -36,6 +36,7 @@ from trt_runtime.platform import HostPlatform, cuda_platform
 from trt_runtime.platform.host.faults import Faults
 from trt_runtime.session import KEPT_SHAPES
 
+from .conftest import open_engine
 from .models import (
     assert_matches,
     booleans,
@@ -80,8 +81,12 @@ def host(recorder: Recorder) -> Iterator[Device]:
 
 @contextmanager
 def open_session(device: Device, case: Any, **options: Any) -> Iterator[Session]:
-    with Session(case.model, profiles=case.profiles, device=device, **options) as session:
-        yield session
+    if device.kind == "cuda":
+        with open_engine(device, case) as engine, Session(engine, **options) as session:
+            yield session
+    else:
+        with Session(case.model, profiles=case.profiles, device=device, **options) as session:
+            yield session
 
 
 def image(seed: int = 0, batch: int = 1) -> np.ndarray:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .device import PrimaryContext
-from .errors import EngineError, InputError, PendingWorkError, UnsupportedError
+from .errors import BusyError, EngineError, InputError, PendingWorkError, UnsupportedError
 from .memory import DeviceBlock, PinnedBlock, typed
 from .ownership import Owned, Record, release_all
-from .stream import LastUse, Stream, _same_device
+from .stream import LastUse, Stream, _same_device, ordered
 from .tensor import Shape, TensorSpec, format_bytes, format_shape
 
 if TYPE_CHECKING:
-    from .context import ExecutionContext
+    from .context import ExecutionContext, _GrownOutputs
     from .platform.tensorrt import PlanContext
 
 
@@ -283,15 +283,32 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 memory.last_use.end(stream, handle)
 
     def copy_to_host(self, stream: Stream) -> None:
-        """Enqueue the copies of every output to its host side. Does not synchronise."""
+        """Enqueue the copies of every output to its host side. Does not synchronise.
+
+        Raises
+        ------
+        BusyError
+            An output's shape depends on the data, and another set was enqueued on the context
+            since: such outputs share the context's memory.
+        """
         _same_device(self.context.device, stream.device, "binding set", "stream")
-        with self._record as memory, stream._record as handle, self._primary.current():
+        with (
+            self._record as memory,
+            self.context._record as state,
+            stream._record as handle,
+            self._primary.current(),
+        ):
             self._make_room(memory)
-            memory.last_use.begin(stream, handle)
-            try:
+            uses = [memory.last_use]
+            if any(b.data_dependent and b.shape is not None for b in self._outputs):
+                if state.grown.writer is not self._record:
+                    raise BusyError(
+                        "the outputs whose shape depends on the data were overwritten by another "
+                        "binding set's inference on this context; copy them to the host before that"
+                    )
+                uses.append(state.last_use)
+            with ordered(uses, stream, handle):
                 self._download(handle)
-            finally:
-                memory.last_use.end(stream, handle)
 
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Copies of every output's host side, in the engine's order; they are yours.
@@ -325,29 +342,47 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 assert binding._pinned is not None
                 copy(binding._pinned.address, binding._device.address, binding.nbytes, stream)
 
-    def _retire(self, memory: _Memory, block: PinnedBlock | DeviceBlock | None) -> None:
-        """Free a block that was replaced, once the device is done with it."""
-        if block is None:
-            return
-        memory.last_use.wait()
-        memory.blocks.remove(block)
-        release_all([block.drop if isinstance(block, PinnedBlock) else block.free])
+    def _retire(self, memory: _Memory, block: PinnedBlock | None) -> None:
+        """Free a host side that was replaced, once the device is done with it."""
+        if block is not None:
+            memory.blocks.remove(block)
+            release_all([memory.last_use.wait, block.drop])
 
-    def _allocate_output(self, memory: _Memory, name: str, nbytes: int) -> int:
-        """TensorRT asks for an output of data-dependent shape; the address to write it to."""
-        binding = self._bindings[name]
-        block = binding._device
-        if block is None or block.nbytes < nbytes:
-            binding._device = memory.device(nbytes)
-            self._retire(memory, block)
-        assert binding._device is not None
-        return binding._device.address
+    def _take_grown(self, grown: _GrownOutputs) -> None:
+        """After an enqueue of this set: where TensorRT wrote what depends on the data."""
+        for binding in self._outputs:
+            if not binding.data_dependent:
+                continue
+            block = binding._device = grown.blocks.get(binding.name)
+            if binding.shape is None or block is None or block.nbytes < binding.nbytes:
+                told = (
+                    "no shape" if binding.shape is None else f"shape {format_shape(binding.shape)}"
+                )
+                room = 0 if block is None else block.nbytes
+                raise EngineError(
+                    f"TensorRT told {told} for output {binding.name!r}, but asked for memory of "
+                    f"{room} bytes only"
+                )
+        grown.writer = self._record
+
+    def _shape_key(self) -> tuple[object, ...]:
+        """What the output shapes follow from: profile, input shapes, and shape tensors' values."""
+        return (
+            self.profile,
+            *(b.shape for b in self._bindings.values() if b.spec.is_input),
+            *(
+                b._view().tobytes()
+                for b in self._bindings.values()
+                if b.spec.is_input and b.spec.is_shape_tensor
+            ),
+        )
 
     def _bind(self, plan_context: PlanContext, names: Sequence[str] | None = None) -> None:
         """Tell TensorRT where the tensors are; data-dependent outputs have their allocator."""
         for name in names if names is not None else self._bindings:
-            address = self._bindings[name]._address()
-            if address:
+            binding = self._bindings[name]
+            address = binding._address()
+            if address and not binding.data_dependent:
                 plan_context.set_address(name, address)
 
     def _host_blocks(self, names: Sequence[str]) -> list[PinnedBlock]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from .platform.tensorrt import PlanContext
 
 Profiler = Callable[[str, float], None]
+
+#: How many shape combinations a context remembers the output shapes of.
+_KEPT_OUTPUT_SHAPES = 64
 
 
 class _Turn:
@@ -49,23 +53,54 @@ class _Turn:
         self._lock.release()
 
 
+class _GrownOutputs:
+    """Device memory of outputs whose shape depends on the data: one block each, the context's own.
+
+    Not the binding set's: TensorRT need not ask again while what it was given last is large enough,
+    so that memory must outlive the set that was enqueued when it asked.
+    """
+
+    __slots__ = ("blocks", "last_use", "primary", "writer")
+
+    def __init__(self, primary: PrimaryContext, last_use: LastUse) -> None:
+        self.primary = primary
+        self.last_use = last_use
+        self.blocks: dict[str, DeviceBlock] = {}
+        #: The binding set whose inference wrote them last.
+        self.writer: Record | None = None
+
+    def allocate(self, name: str, nbytes: int) -> int:
+        """Memory for an output, of at least that size; what was too small is freed when unused."""
+        small = self.blocks.get(name)
+        if small is not None and small.nbytes >= nbytes:
+            return small.address
+        block = self.blocks[name] = DeviceBlock(self.primary, nbytes)
+        if small is not None:
+            release_all([self.last_use.wait, small.free])
+        return block.address
+
+    def free(self) -> None:
+        blocks, self.blocks = self.blocks, {}
+        release_all([block.free for block in blocks.values()])
+
+
 class _Callbacks:
     """What TensorRT calls back into during an enqueue, and what went wrong in there.
 
     Belongs to the context's state and never refers to the context, which must stay collectable.
     """
 
-    __slots__ = ("bindings", "error", "profiler")
+    __slots__ = ("bindings", "error", "grown", "profiler")
 
-    def __init__(self) -> None:
+    def __init__(self, grown: _GrownOutputs) -> None:
         self.bindings: BindingSet | None = None
+        self.grown = grown
         self.profiler: Profiler | None = None
         self.error: BaseException | None = None
 
     def allocate(self, name: str, nbytes: int) -> int:
         try:
-            assert self.bindings is not None
-            return self.bindings._allocate_output(self.bindings._record.handle, name, nbytes)
+            return self.grown.allocate(name, nbytes)
         except BaseException as error:  # TensorRT would lose it
             self.error = self.error or error
             return 0
@@ -98,7 +133,9 @@ class _State:
 
     __slots__ = (
         "callbacks",
+        "grown",
         "last_use",
+        "output_shapes",
         "plan_context",
         "primary",
         "scratch",
@@ -108,13 +145,16 @@ class _State:
 
     def __init__(self, primary: PrimaryContext, engine: Engine) -> None:
         self.primary = primary
-        self.callbacks = _Callbacks()
         self.setup_stream = 0
+        #: What TensorRT said of output shapes, by profile, input shapes and shape values.
+        self.output_shapes: OrderedDict[tuple[object, ...], dict[str, Shape]] = OrderedDict()
         #: The host sides of shape tensors that TensorRT has the addresses of, and may read.
         self.shape_values: list[PinnedBlock] = []
         with ExitStack() as stack:
             self.last_use = LastUse(primary.driver)
             stack.callback(self.last_use.destroy)
+            self.grown = _GrownOutputs(primary, self.last_use)
+            self.callbacks = _Callbacks(self.grown)
             self.scratch: DeviceBlock | None = None
             self.plan_context: PlanContext
             with engine._record as plan_engine:
@@ -133,7 +173,7 @@ class _State:
         steps: list[Callable[[], object]] = [self.last_use.wait, self.plan_context.release]
         if self.scratch is not None:
             steps.append(self.scratch.free)
-        steps.append(self.last_use.destroy)
+        steps += [self.grown.free, self.last_use.destroy]
         if self.setup_stream:
             steps.append(lambda: self.primary.driver.stream_destroy(self.setup_stream))
         steps.append(lambda: self.keep_shape_values([]))
@@ -285,6 +325,7 @@ class ExecutionContext(Owned):
         finally:
             callbacks.bindings = callbacks.profiler = None
         callbacks.raise_error()
+        bindings._take_grown(state.grown)
 
     def _prepare(self, state: _State, bindings: BindingSet) -> None:
         """Make the next run one of ``bindings``, unless the last one was."""
@@ -316,22 +357,32 @@ class ExecutionContext(Owned):
         with self._record as state:
             self._turn.take(True)
             try:
-                with self._primary.current():
-                    self._configure(state, bindings)
-                    if any(spec.is_dynamic for spec in self.engine.tensors.values()):
-                        state.plan_context.infer_shapes()
-                    shapes = {
-                        spec.name: state.plan_context.shape(spec.name)
-                        for spec in self.engine.outputs
-                    }
-                    data_dependent = [name for name, shape in shapes.items() if -1 in shape]
-                    if data_dependent and not state.plan_context.has_output_allocator:
-                        state.plan_context.set_output_allocator(
-                            data_dependent, state.callbacks.allocate, state.callbacks.notify
-                        )
-                    return shapes
+                key = bindings._shape_key()
+                known: dict[str, Shape] | None = state.output_shapes.get(key)
+                if known is None:
+                    with self._primary.current():
+                        known = self._ask_output_shapes(state, bindings)
+                    state.output_shapes[key] = known
+                    if len(state.output_shapes) > _KEPT_OUTPUT_SHAPES:
+                        state.output_shapes.popitem(last=False)
+                return known
             finally:
                 self._turn.give()
+
+    def _ask_output_shapes(self, state: _State, bindings: BindingSet) -> dict[str, Shape]:
+        self._configure(state, bindings)
+        if any(spec.is_dynamic for spec in self.engine.tensors.values()):
+            state.plan_context.infer_shapes()
+        shapes = {spec.name: state.plan_context.shape(spec.name) for spec in self.engine.outputs}
+        names = [name for name, shape in shapes.items() if -1 in shape]
+        if names and not state.plan_context.has_output_allocator:
+            state.plan_context.set_output_allocator(
+                names, state.callbacks.allocate, state.callbacks.notify
+            )
+        # That it depends on the data is a trait of the network: a shape of an earlier run, should
+        # TensorRT tell one now, says nothing of the next.
+        unknown = state.plan_context.allocated_outputs
+        return {name: (-1,) if name in unknown else shape for name, shape in shapes.items()}
 
     def _describe(self) -> str:
         named = f"{self.name!r} " if self.name else ""

@@ -281,6 +281,60 @@ def test_a_host_read_before_the_copy_has_run_sees_poison(
     assert (host_bytes(pinned, 64) == 7).all()
 
 
+def test_an_interrupted_operation_runs_again_and_leaves_nothing_busy(
+    driver: HostDriver, stream: int, memory: tuple[int, int]
+) -> None:
+    interrupts = [KeyboardInterrupt()]
+    ran: list[str] = []
+
+    def work() -> None:
+        if interrupts:
+            raise interrupts.pop()
+        ran.append("work")
+
+    driver.submit(stream, "work", work, writes=[(memory[0], 64)])
+    driver.submit(stream, "work", lambda: ran.append("next"))
+    with pytest.raises(KeyboardInterrupt):
+        driver.stream_synchronize(stream)
+    driver.stream_synchronize(stream)
+    assert ran == ["work", "next"]  # the fixtures free the memory, so it is not busy
+
+
+def test_an_operation_that_is_not_enqueued_keeps_nothing_busy(
+    driver: HostDriver,
+    stream: int,
+    memory: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(operation: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_fingerprint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            copy_in(driver, *memory, stream, 1)
+    driver.stream_synchronize(stream)
+    assert not any(entry.busy for entry in driver.ledger.entries)
+
+
+def test_a_finaliser_may_wait_for_the_stream_whose_work_it_interrupts(
+    driver: HostDriver, stream: int
+) -> None:
+    ran: list[str] = []
+
+    def work() -> None:
+        if not ran:
+            ran.append("begun")
+            driver.stream_synchronize(stream)  # as a collected object's release would
+        ran.append("work")
+
+    driver.submit(stream, "work", work)
+    driver.submit(stream, "work", lambda: ran.append("next"))
+    driver.stream_synchronize(stream)
+    assert ran.count("next") == 1
+    assert driver.stream_query(stream)
+
+
 def test_memory_that_is_still_to_be_read_is_not_poisoned(
     driver: HostDriver, stream: int, memory: tuple[int, int]
 ) -> None:

@@ -401,40 +401,53 @@ class HostDriver:
         if queue.capture is not None:
             queue.capture.append(operation)
             return
-        readers, writers = self._mark_busy(queue, operation)
-        fingerprint = self._fingerprint(operation)
-        self._poison(operation)
-
-        def run() -> None:
-            self._check_fingerprint(operation, fingerprint)
-            operation.work()
+        readers: list[Entry] = []
+        writers: list[Entry] = []
 
         def release() -> None:
             with self._lock:
-                for entry in readers:
-                    entry.reads -= 1
-                for entry in writers:
-                    entry.writes -= 1
+                while readers:
+                    readers.pop().reads -= 1
+                while writers:
+                    writers.pop().writes -= 1
 
-        queue.queue.append(Enqueued(operation, run, release))
+        try:
+            self._mark_busy(queue, operation, readers, writers)
+            fingerprint = self._fingerprint(operation)
+            self._poison(operation)
+
+            def run() -> None:
+                self._check_fingerprint(operation, fingerprint)
+                operation.work()
+
+            queue.queue.append(Enqueued(operation, run, release))
+        except BaseException:  # an interrupt too: what is not in the queue keeps nothing busy
+            release()
+            raise
 
     def _mark_busy(
-        self, queue: StreamQueue, operation: Operation
-    ) -> tuple[list[Entry], list[Entry]]:
+        self,
+        queue: StreamQueue,
+        operation: Operation,
+        readers: list[Entry],
+        writers: list[Entry],
+    ) -> None:
+        """Mark what the operation needs, and list what is marked so far."""
         with self._lock:
             locate = self._locate
             call = operation.call
-            readers = [locate(a, n, call).entry for a, n in operation.reads if n]
-            writers = [locate(a, n, call).entry for a, n in operation.writes if n]
-            readers += [*operation.uses, *([queue.entry] if queue.entry else [])]
+            reads = [locate(a, n, call).entry for a, n in operation.reads if n]
+            writes = [locate(a, n, call).entry for a, n in operation.writes if n]
+            reads += [*operation.uses, *([queue.entry] if queue.entry else [])]
             here = place()
-            for entry in (*readers, *writers):
+            for entry in (*reads, *writes):
                 entry.used_at = here
-            for entry in readers:
+            for entry in reads:
                 entry.reads += 1
-            for entry in writers:
+                readers.append(entry)
+            for entry in writes:
                 entry.writes += 1
-        return readers, writers
+                writers.append(entry)
 
     def _fingerprint(self, operation: Operation) -> int | None:
         """A checksum of page-locked input, unless work before this one will still write it."""

@@ -94,14 +94,28 @@ class StreamQueue:
                     return False
                 marker = self.queue[0].operation.waits_for
                 if marker is None or marker.done:
-                    head = self.queue.popleft()
-                    try:
-                        head.run()
-                    finally:
-                        head.release()
+                    self._run(self.queue[0])
                     return True
             # Not while holding this queue: the other stream may wait for this one.
             marker.stream.run_until(marker)
+
+    def _run(self, head: Enqueued) -> None:
+        """Run the first operation; one that is interrupted stays first, and runs again.
+
+        A GPU does not notice Ctrl-C. A finaliser that waits for this stream in the middle of it has
+        run it by the time it is back here.
+        """
+        try:
+            head.run()
+        except Exception:
+            self._leave(head)
+            raise
+        self._leave(head)
+
+    def _leave(self, head: Enqueued) -> None:
+        head.release()
+        if self.queue and self.queue[0] is head:
+            self.queue.popleft()
 
     def run_until(self, marker: Marker) -> None:
         while not marker.done:

@@ -245,13 +245,21 @@ class PlanEngine:
 class PlanContext:
     """An execution context of TensorRT. The device's context must be current for every call."""
 
-    __slots__ = ("_allocator", "_context", "_generation", "_library", "_profiler")
+    __slots__ = (
+        "_allocated",
+        "_allocator",
+        "_context",
+        "_generation",
+        "_library",
+        "_profiler",
+    )
 
     def __init__(self, library: TensorRT, generation: int, context: Any) -> None:
         self._library = library
         self._generation = generation
         self._context = context
         self._allocator: Any = None
+        self._allocated: frozenset[str] = frozenset()
         self._profiler: Any = None
 
     def __bool__(self) -> bool:
@@ -372,6 +380,7 @@ class PlanContext:
                 notify(tensor_name, tuple(int(n) for n in shape))
 
         self._allocator = OutputAllocator()
+        self._allocated = frozenset(names)
         for name in names:
             if not self._context.set_output_allocator(name, self._allocator):
                 raise EngineError(
@@ -382,6 +391,11 @@ class PlanContext:
     @property
     def has_output_allocator(self) -> bool:
         return self._allocator is not None
+
+    @property
+    def allocated_outputs(self) -> frozenset[str]:
+        """The outputs that the allocator serves."""
+        return self._allocated
 
     @property
     def has_profiler(self) -> bool:
