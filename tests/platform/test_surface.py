@@ -48,7 +48,7 @@ RECEIVERS = {
         "self._engine": "ICudaEngine",
         "self._context": "IExecutionContext",
         "self._runtime": "Runtime",
-        "base": "Runtime",
+        "self._loader": "Runtime",
     },
     "builder.py": {
         "builder": "Builder",

@@ -7,7 +7,6 @@ asks which one it runs on.
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from typing import TYPE_CHECKING, Literal
@@ -85,18 +84,31 @@ class HostPlatform(Platform):
         return TensorRT(HostTensorRT(self.host_driver, version=self._version), _HOST_TENSORRT)
 
 
-@functools.cache
+_host: HostPlatform | None = None
+_cuda: Platform | None = None
+_making = threading.Lock()
+
+
 def host_platform() -> HostPlatform:
     """The host platform that this process shares, made on first use."""
-    return HostPlatform()
+    global _host
+    with _making:
+        if _host is None:
+            _host = HostPlatform()
+        return _host
 
 
-@functools.cache
 def cuda_platform() -> Platform:
     """NVIDIA's driver, initialised on first use; raises `NoDeviceError` where there is none."""
+    global _cuda
     from .cuda import CudaDriver
 
-    platform = Platform("cuda", CudaDriver())
-    if platform.driver.device_count() == 0:
-        raise NoDeviceError("the CUDA driver sees no GPU; choose device='host' to run without one")
-    return platform
+    with _making:
+        if _cuda is None:
+            platform = Platform("cuda", CudaDriver())
+            if platform.driver.device_count() == 0:
+                raise NoDeviceError(
+                    "the CUDA driver sees no GPU; choose device='host' to run without one"
+                )
+            _cuda = platform
+        return _cuda

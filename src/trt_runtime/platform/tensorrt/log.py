@@ -29,7 +29,7 @@ class Log:
     """
 
     def __init__(self, module: Any) -> None:
-        self._captures: list[tuple[int, list[str]]] = []
+        self._captures: dict[int, tuple[int, list[str]]] = {}
         self._local = threading.local()
         write = self._write
 
@@ -52,7 +52,7 @@ class Log:
         if severity <= _ERROR:
             self._recent.append(message)
         me = threading.get_ident()
-        captures = tuple(self._captures)
+        captures = tuple(self._captures.values())
         mine = [lines for owner, lines in captures if owner == me]
         for lines in mine or [lines for _, lines in captures]:  # builders log from their threads
             lines.append(message)
@@ -74,11 +74,9 @@ class Log:
     def capture(self) -> Iterator[list[str]]:
         """Collect warnings and errors that are logged inside, oldest first."""
         lines: list[str] = []
-        item = (threading.get_ident(), lines)
-        self._captures.append(item)
+        self._captures[id(lines)] = (threading.get_ident(), lines)
         try:
             yield lines
         finally:
-            # By identity: an equal item may belong to a capture around this one.
-            self._captures = [other for other in self._captures if other is not item]
+            del self._captures[id(lines)]
             self._recent.clear()

@@ -93,12 +93,13 @@ class PlanEngine:
     The device's context must be current for construction, `create_context` and `release`.
     """
 
-    __slots__ = ("_engine", "_foreign", "_library", "_runtime", "generation")
+    __slots__ = ("_engine", "_foreign", "_library", "_loader", "_runtime", "generation")
 
     def __init__(
         self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
     ) -> None:
         self._library = library
+        self._loader: Any = None  # of a lean runtime that was supplied: outlives what it loaded
         self._runtime: Any = None
         self._engine: Any = None
         #: Whose surface the engine has. An older release's version-compatible engine is run by that
@@ -110,8 +111,8 @@ class PlanEngine:
             try:
                 self._runtime = library.module.Runtime(library.log.logger)
                 if lean_library is not None:
-                    base, self._runtime = self._runtime, None
-                    self._runtime = base.load_runtime(lean_library)
+                    self._loader, self._runtime = self._runtime, None
+                    self._runtime = self._loader.load_runtime(lean_library)
                     if self._runtime is None:
                         raise EngineError(
                             f"TensorRT could not load the lean runtime {lean_library}; expected a "
@@ -138,6 +139,7 @@ class PlanEngine:
         """Drop TensorRT's objects, the engine first."""
         self._engine = None
         self._runtime = None
+        self._loader = None
 
     @property
     def name(self) -> str:
