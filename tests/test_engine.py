@@ -20,6 +20,7 @@ from trt_runtime import (
     Device,
     Engine,
     InputError,
+    MissingProfileError,
     ModelError,
     NotAPlanError,
     PlanError,
@@ -360,8 +361,9 @@ def test_unsupported_operators_are_listed_with_their_nodes(host: Device) -> None
 @pytest.mark.parametrize("make", [dynamic, reshape], ids=["dynamic", "reshape"])
 def test_a_missing_profile_is_told_with_one_to_paste(host: Device, make: Any) -> None:
     model = make().model
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(MissingProfileError) as caught:
         Engine.build(model, device=host)
+    assert set(caught.value.inputs) <= {spec.name for spec in model.graph.input}
     told = str(caught.value)
     profiles = eval(told[told.index("profiles=[") + len("profiles=") :], {"Profile": Profile})
     with Engine.build(model, profiles=profiles, device=host) as engine:
@@ -374,7 +376,9 @@ def test_a_half_profile_is_told_with_a_whole_one_to_paste(host: Device) -> None:
         {"a": (TensorProto.FLOAT, ["n"]), "b": (TensorProto.FLOAT, ["m", 3])},
         {"c": (TensorProto.FLOAT, ["n"]), "d": (TensorProto.FLOAT, ["m", 3])},
     )
-    with pytest.raises(BuildError, match=r"'b' of shape \[\?, 3\]; profile 0 gives none") as caught:
+    with pytest.raises(
+        MissingProfileError, match=r"'b' of shape \[\?, 3\]; profile 0 gives none"
+    ) as caught:
         Engine.build(model, profiles=[Profile({"a": ((2,), (3,), (5,))})], device=host)
     told = str(caught.value)
     profiles = eval(told[told.index("profiles=[") + len("profiles=") :], {"Profile": Profile})

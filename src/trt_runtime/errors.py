@@ -7,7 +7,7 @@ a failure in its log, the lines are in ``log_lines`` and at the end of the messa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class TrtRuntimeError(Exception):
@@ -116,6 +116,20 @@ class UntrustedPlanError(PlanError):
 
 class BuildError(TrtRuntimeError):
     """An engine could not be built."""
+
+
+class MissingProfileError(BuildError):
+    """A dynamic input, or a shape tensor, has no range of shapes or values to build for.
+
+    Attributes
+    ----------
+    inputs : dict of str to tuple of int
+        Each such input and its shape in the model, -1 where it can vary.
+    """
+
+    def __init__(self, message: str, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        self.inputs = dict(inputs)
+        super().__init__(message)
 
 
 class ModelError(BuildError):

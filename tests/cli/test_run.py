@@ -116,3 +116,9 @@ def test_the_ramp_is_the_input_of_the_onnx_test_runner() -> None:
 
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
     np.testing.assert_array_equal(networks.ramp((1, 3, 8, 8)), Runner.generate_dummy_data(value))
+
+
+def test_a_dynamic_input_without_a_shape_names_the_option_to_add(doubling: str) -> None:
+    result = invoke(doubling)
+    assert result.exit_code == 2
+    assert "--shape images:SIZEx4" in result.stderr

@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from trt_runtime import HostDeviceWarning, InputError, Profile, Session, TensorSpec
+from trt_runtime import (
+    HostDeviceWarning,
+    InputError,
+    MissingProfileError,
+    Profile,
+    Session,
+    TensorSpec,
+)
 from trt_runtime.cli import networks
 from trt_runtime.cli.failure import errors_as_text
 from trt_runtime.cli.report import Report, Timings, compare, print_json, print_text
@@ -76,7 +83,7 @@ def _measure(
     path = network.model if network else _existing_file(model)
 
     started = time.perf_counter()
-    with Session(path, device=device, profiles=_profiles(path, shapes)) as session:
+    with _open(path, device, shapes) as session:
         open_ms = _ms_since(started)
         _check_names(session.inputs, shapes)
         if network:
@@ -105,6 +112,21 @@ def _measure(
             timings=Timings(open_ms, first_ms, statistics.median(each_ms), iterations),
             comparison=compare(outputs, network.reference()) if network else None,
         )
+
+
+def _open(path: Path, device: str, shapes: Mapping[str, Shape]) -> Session:
+    try:
+        return Session(path, device=device, profiles=_profiles(path, shapes))
+    except MissingProfileError as error:
+        options = (f"--shape {name}:{_dimensions(shape)}" for name, shape in error.inputs.items())
+        raise InputError(
+            f"{path} has inputs of dynamic shape. Choose one for each: {' '.join(options)}."
+        ) from error
+
+
+def _dimensions(shape: Shape) -> str:
+    """``(-1, 3, 8)`` as ``SIZEx3x8``."""
+    return "x".join("SIZE" if size < 0 else str(size) for size in shape)
 
 
 def _existing_file(model: str) -> Path:
@@ -155,10 +177,9 @@ def _random_inputs(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape], see
 def _input_shape(spec: TensorSpec, shapes: Mapping[str, Shape]) -> Shape:
     shape = shapes.get(spec.name, spec.shape)
     if -1 in shape:
-        dimensions = "x".join(str(size) for size in shape)
         raise InputError(
-            f"Input {spec.name!r} is {dimensions}, where -1 can vary: "
-            f"choose a shape with --shape {spec.name}:{dimensions.replace('-1', 'SIZE')}."
+            f"Input {spec.name!r} has a dynamic shape: "
+            f"choose one with --shape {spec.name}:{_dimensions(shape)}."
         )
     return shape
 

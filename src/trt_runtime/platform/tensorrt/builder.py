@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ...errors import BuildError, InputError, ModelError, UnsupportedError
+from ...errors import (
+    BuildError,
+    InputError,
+    MissingProfileError,
+    ModelError,
+    UnsupportedError,
+)
 from ...tensor import Range, format_shape
 
 if TYPE_CHECKING:
@@ -224,7 +230,7 @@ class _Build:
             name for name, tensor in inputs.items() if tensor.is_shape_tensor
         }
         if dynamic and not self.config.profiles:
-            raise BuildError(_profile_needed(inputs, dynamic, {}))
+            raise _missing_profile(inputs, dynamic, {})
         fixed = self._shapes_to_repeat(
             network, {n: t for n, t in inputs.items() if n not in dynamic}
         )
@@ -238,7 +244,7 @@ class _Build:
                 )
             missing = sorted(dynamic - set(profile))
             if missing:
-                raise BuildError(_profile_needed(inputs, dynamic, profile, number))
+                raise _missing_profile(inputs, dynamic, profile, number)
             ranges = builder.create_optimization_profile()
             for name, shapes in {**fixed, **profile}.items():
                 try:
@@ -269,17 +275,19 @@ class _Build:
         return {name: Range(shape, shape, shape) for name, shape in shapes.items()}
 
 
-def _profile_needed(
+def _missing_profile(
     inputs: dict[str, Any],
     names: set[str],
     given: Mapping[str, Sequence[tuple[int, ...]]],
     number: int | None = None,
-) -> str:
+) -> MissingProfileError:
     """Which of ``names`` have no range, and a profile for all of them to paste and adapt."""
     lines = []
     example = {name: tuple(given[name]) for name in given}
-    for name in sorted(names - set(given)):
-        shape = tuple(int(n) for n in inputs[name].shape)
+    missing = {
+        name: tuple(int(n) for n in inputs[name].shape) for name in sorted(names - set(given))
+    }
+    for name, shape in missing.items():
         if inputs[name].is_shape_tensor:
             lines.append(f"the values of shape tensor {name!r} of shape {format_shape(shape)}")
             example[name] = tuple((bound,) * prod(shape) for bound in (1, 4, 8))
@@ -287,10 +295,11 @@ def _profile_needed(
             lines.append(f"{name!r} of shape {format_shape(shape)}")
             example[name] = tuple(tuple(b if n < 0 else n for n in shape) for b in (1, 4, 8))
     where = "it" if number is None else f"profile {number}"
-    return (
+    return MissingProfileError(
         f"the model has dynamic inputs that need a range of shapes: {', '.join(lines)}; "
         f"{where} gives none. Add, with your own bounds (min, opt, max): "
-        f"profiles=[Profile({example!r})]"
+        f"profiles=[Profile({example!r})]",
+        missing,
     )
 
 
