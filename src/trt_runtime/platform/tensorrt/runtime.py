@@ -84,7 +84,7 @@ def plan_generation(plan: bytes) -> int:
     version = plan_version(plan)
     if version is None or plan.startswith(b"vtrt"):
         return 11
-    return max(8, version[0])
+    return version[0] if version[0] in (8, 10) else 11
 
 
 class PlanEngine:

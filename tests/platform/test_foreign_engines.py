@@ -1,0 +1,112 @@
+"""Engines of another release: who built a plan, and what such an engine must never be asked.
+
+The crashes that these tests stand for were seen on a GPU: an engine of TensorRT 8.6.0 run by
+10.16.1 takes the process down when it is asked what 8.6 did not know.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trt_runtime import BuildConfig, UnsupportedError, build_plan
+from trt_runtime.platform.tensorrt.flavours import FLAVOURS
+from trt_runtime.platform.tensorrt.runtime import PlanEngine, plan_generation, plan_version
+
+from ..models import static
+
+#: The first bytes of a version-compatible plan of 8.6.0, read off one.
+HEADER_8_6 = bytes.fromhex("66747274 00000000 02000000 00000000 442df701 00000000 0806000c")
+
+
+def of_release(major: int, minor: int) -> bytes:
+    return HEADER_8_6[:24] + bytes((major, minor, 0, 0)) + bytes(100)
+
+
+class Engine:
+    """An engine of 8.6 as a later release's bindings show it."""
+
+    device_memory_size = 4096
+    name = "old"
+
+    def __init__(self) -> None:
+        self.made_with: tuple[Any, ...] | None = None
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        pytest.fail("this call crashes the process")
+
+    def create_execution_context(self, *arguments: Any) -> Any:
+        self.made_with = arguments
+        return SimpleNamespace(
+            set_output_allocator=lambda *_: pytest.fail("this call crashes the process")
+        )
+
+
+def load(plan: bytes, version: str = "10.16.1.11") -> tuple[PlanEngine, Engine]:
+    engine = Engine()
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: engine)
+    library: Any = SimpleNamespace(
+        module=SimpleNamespace(
+            Runtime=lambda _: runtime,
+            ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+        ),
+        flavour=FLAVOURS["tensorrt_lean"].of_release(version),
+        version=version,
+        log=SimpleNamespace(logger=None, capture=lambda: nullcontext([])),
+    )
+    return PlanEngine(library, plan, trust_host_code=True, lean_library=None), engine
+
+
+def test_a_plan_tells_the_release_that_built_it() -> None:
+    assert plan_version(HEADER_8_6) == (8, 6, 0, 12)
+    assert plan_version(HEADER_8_6[:27]) is None
+    assert plan_version(b"not a plan" * 10) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "generation"),
+    [
+        (HEADER_8_6, 8),
+        (of_release(10, 16), 10),
+        (of_release(11, 4), 11),
+        (of_release(0, 0), 11),  # a header that was not understood: the latest, not the oldest
+        (b"", 11),
+    ],
+)
+def test_an_engine_has_the_surface_of_the_release_that_built_it(
+    plan: bytes, generation: int
+) -> None:
+    assert plan_generation(plan) == generation
+
+
+def test_a_plan_of_tensorrt_for_rtx_tells_its_release_too() -> None:
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+    plan = build_plan(static().model, BuildConfig(compute_capabilities=("8.6",)))
+    assert ".".join(map(str, plan_version(plan) or ())) == tensorrt_rtx.__version__
+    assert plan_generation(plan) == 11
+
+
+def test_an_old_engine_is_not_asked_what_its_release_did_not_know() -> None:
+    plan_engine, engine = load(HEADER_8_6)
+    assert plan_engine.scratch_bytes == 0  # TensorRT allocates it itself
+    assert plan_engine.create_context()
+    assert engine.made_with == ()
+
+
+def test_an_old_context_gets_no_output_allocator() -> None:
+    plan_engine, _ = load(HEADER_8_6)
+    context = plan_engine.create_context()
+    with pytest.raises(UnsupportedError, match="'where' depends on the data"):
+        context.set_output_allocator(["where"], lambda *_: 0, lambda *_: None)
+
+
+def test_an_engine_of_the_same_generation_gets_its_scratch_memory_from_us() -> None:
+    plan_engine, engine = load(of_release(10, 3))
+    with pytest.raises(pytest.fail.Exception):
+        plan_engine.scratch_bytes  # noqa: B018
+    plan_engine.create_context()
+    assert engine.made_with == ("user managed",)
