@@ -32,6 +32,17 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+def has_gpu() -> bool:
+    try:
+        cuda_platform()
+    except NoDeviceError:
+        return False
+    return True
+
+
+without_gpu = pytest.mark.skipif(has_gpu(), reason="shows what happens without a GPU")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not any(item.get_closest_marker("gpu") for item in items):
         return

@@ -20,6 +20,7 @@ from trt_runtime import (
     InputError,
     Session,
     Stream,
+    TrtRuntimeError,
     UnsupportedError,
 )
 from trt_runtime.platform import HostPlatform
@@ -171,6 +172,29 @@ def test_a_data_dependent_result_that_another_set_overwrote_is_refused(engine: E
         second.copy_to_host(stream)
         stream.synchronize()
         np.testing.assert_array_equal(second["where"].host, np.stack(np.nonzero(x)))
+
+
+def test_a_data_dependent_result_is_not_copied_after_a_later_inference_failed(
+    platform: HostPlatform, host: Device
+) -> None:
+    x = np.ones((4, 5), np.float32)
+    with (
+        Engine.build(nonzero().model, device=host) as engine,
+        engine.create_execution_context() as context,
+        Stream(host) as stream,
+        BindingSet(context) as first,
+        BindingSet(context) as second,
+    ):
+        first["x"].host[...] = x
+        first.copy_to_device(stream)
+        context.enqueue(first, stream)
+        faults = platform.host_driver.faults
+        faults.fail_call, faults.persistent = faults.count + 1, True
+        with pytest.raises(TrtRuntimeError):
+            context._run(context._record.handle, second, stream.handle)
+        faults.fail_call = None
+        with pytest.raises(BusyError, match="by one that failed"):
+            first.copy_to_host(stream)
 
 
 def test_data_dependent_results_are_right_where_tensorrt_asks_and_tells_less(

@@ -32,11 +32,11 @@ from trt_runtime import (
     TrtRuntimeError,
     build_plan,
 )
-from trt_runtime.platform import HostPlatform, cuda_platform
+from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
 from trt_runtime.session import KEPT_SHAPES
 
-from .conftest import open_engine
+from .conftest import open_engine, without_gpu
 from .models import (
     assert_matches,
     booleans,
@@ -628,17 +628,6 @@ def test_a_kept_shape_allocates_nothing(host: Device, recorder: Recorder) -> Non
 
 
 # Which device -----------------------------------------------------------------------------------
-
-
-def has_gpu() -> bool:
-    try:
-        cuda_platform()
-    except NoDeviceError:
-        return False
-    return True
-
-
-without_gpu = pytest.mark.skipif(has_gpu(), reason="shows what happens without a GPU")
 
 
 @without_gpu

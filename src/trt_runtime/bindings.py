@@ -275,12 +275,13 @@ class BindingSet(Owned, Mapping[str, Binding]):
         Do not write to the host sides before they have run.
         """
         _same_device(self.context.device, stream.device, "binding set", "stream")
-        with self._record as memory, stream._record as handle, self._primary.current():
-            memory.last_use.begin(stream, handle)
-            try:
-                self._upload(handle)
-            finally:
-                memory.last_use.end(stream, handle)
+        with (
+            self._record as memory,
+            stream._record as handle,
+            self._primary.current(),
+            ordered([memory.last_use], stream, handle),
+        ):
+            self._upload(handle)
 
     def copy_to_host(self, stream: Stream) -> None:
         """Enqueue the copies of every output to its host side. Does not synchronise.
@@ -304,7 +305,8 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 if state.grown.writer is not self._record:
                     raise BusyError(
                         "the outputs whose shape depends on the data were overwritten by another "
-                        "binding set's inference on this context; copy them to the host before that"
+                        "binding set's inference on this context, or by one that failed; copy them "
+                        "to the host before that"
                     )
                 uses.append(state.last_use)
             with ordered(uses, stream, handle):

@@ -12,7 +12,7 @@ from .device import PrimaryContext
 from .errors import BusyError, InputError
 from .memory import DeviceBlock, PinnedBlock
 from .ownership import Owned, Record, insist, release_all
-from .stream import LastUse, Stream, _same_device
+from .stream import LastUse, Stream, _same_device, ordered
 from .tensor import Shape
 
 if TYPE_CHECKING:
@@ -294,15 +294,8 @@ class ExecutionContext(Owned):
             try:
                 with self._primary.current():
                     self._prepare(state, bindings)
-                    memory.last_use.begin(stream, handle)
-                    state.last_use.begin(stream, handle)
-                    try:
+                    with ordered([memory.last_use, state.last_use], stream, handle):
                         self._run(state, bindings, handle)
-                    finally:
-                        try:
-                            memory.last_use.end(stream, handle)
-                        finally:
-                            state.last_use.end(stream, handle)
             finally:
                 self._turn.give()
 
@@ -316,6 +309,7 @@ class ExecutionContext(Owned):
 
     def _run(self, state: _State, bindings: BindingSet, stream: int) -> None:
         callbacks = state.callbacks
+        state.grown.writer = None  # what is in there is lost, also if this fails
         callbacks.bindings, callbacks.profiler = bindings, self._profiler
         try:
             state.plan_context.enqueue(stream)
@@ -375,7 +369,7 @@ class ExecutionContext(Owned):
             state.plan_context.infer_shapes()
         shapes = {spec.name: state.plan_context.shape(spec.name) for spec in self.engine.outputs}
         names = [name for name, shape in shapes.items() if -1 in shape]
-        if names and not state.plan_context.has_output_allocator:
+        if names and not state.plan_context.allocated_outputs:
             state.plan_context.set_output_allocator(
                 names, state.callbacks.allocate, state.callbacks.notify
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -55,15 +55,22 @@ class LastUse:
             self._driver.event_destroy(event)
 
 
-@contextmanager
-def ordered(uses: Sequence[LastUse], stream: Stream, handle: int) -> Iterator[None]:
+class ordered:
     """Enqueue work on several things: after their last uses, and as their last use now."""
-    for use in uses:
-        use.begin(stream, handle)
-    try:
-        yield
-    finally:
-        release_all([partial(use.end, stream, handle) for use in uses])
+
+    __slots__ = ("_handle", "_stream", "_uses")
+
+    def __init__(self, uses: Sequence[LastUse], stream: Stream, handle: int) -> None:
+        self._uses = uses
+        self._stream = stream
+        self._handle = handle
+
+    def __enter__(self) -> None:
+        for use in self._uses:
+            use.begin(self._stream, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        release_all([partial(use.end, self._stream, self._handle) for use in self._uses])
 
 
 class Event(Owned):

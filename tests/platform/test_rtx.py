@@ -21,9 +21,9 @@ from trt_runtime import (
     UnsupportedError,
     build_plan,
 )
-from trt_runtime.platform import cuda_platform
 from trt_runtime.platform.tensorrt import TensorRT, load_tensorrt
 
+from ..conftest import without_gpu
 from ..models import dynamic, expand, half, integers, light, nonzero, reshape, static
 from ..test_engine import unsupported
 
@@ -186,17 +186,6 @@ def test_a_library_has_one_log_however_it_is_asked_for(rtx: TensorRT) -> None:
 
 
 # Without a GPU nothing loads, and says so -------------------------------------------------------
-
-
-def has_gpu() -> bool:
-    try:
-        cuda_platform()
-    except NoDeviceError:
-        return False
-    return True
-
-
-without_gpu = pytest.mark.skipif(has_gpu(), reason="shows what happens without a GPU")
 
 
 @without_gpu

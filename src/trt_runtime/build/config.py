@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal, cast
 
@@ -104,7 +104,7 @@ class BuildConfig:
     workspace_bytes: int | None = None
     version_compatible: bool = False
     embed_lean_runtime: bool = True
-    compute_capabilities: tuple[str, ...] = field(default=())
+    compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "tf32", "fp16", "as-typed"):

@@ -87,6 +87,11 @@ def plan_generation(plan: bytes) -> int:
     return version[0] if version[0] in (8, 10) else 11
 
 
+def _is_foreign(library: TensorRT, generation: int) -> bool:
+    """Whether an engine is of 8.6 under a later release, which knows calls that 8.6 does not."""
+    return generation < 10 <= library.flavour.generation
+
+
 class PlanEngine:
     """A deserialised engine and the runtime that made it.
 
@@ -106,7 +111,7 @@ class PlanEngine:
         #: release's lean runtime, and a call that it does not know crashes the process (measured:
         #: ``device_memory_size_v2`` of an 8.6.0 engine under 10.16.1).
         self.generation = min(library.flavour.generation, plan_generation(plan))
-        self._foreign = self.generation < 10 <= library.flavour.generation
+        self._foreign = _is_foreign(library, self.generation)
         with library.log.capture() as lines:
             try:
                 self._runtime = library.module.Runtime(library.log.logger)
@@ -142,10 +147,6 @@ class PlanEngine:
         self._loader = None
 
     @property
-    def name(self) -> str:
-        return str(self._engine.name)
-
-    @property
     def scratch_bytes(self) -> int:
         """Device memory that one context must be given, for any profile.
 
@@ -162,15 +163,15 @@ class PlanEngine:
     def profile_count(self) -> int:
         return int(self._engine.num_optimization_profiles)
 
-    @property
-    def layer_count(self) -> int:
-        return int(self._engine.num_layers)
-
     def serialize(self) -> bytes:
         with self._library.log.capture() as lines:
             memory = self._engine.serialize()
         if memory is None:
-            raise EngineError("TensorRT could not serialise the engine", log_lines=lines)
+            raise EngineError(
+                "TensorRT could not serialise the engine. One that was loaded from a version-"
+                "compatible plan it never can: copy that file instead",
+                log_lines=lines,
+            )
         return bytes(memory)
 
     def describe(self) -> tuple[TensorSpec, ...]:
@@ -215,12 +216,12 @@ class PlanEngine:
         return ranges
 
     def _values(self, name: str) -> list[Range]:
+        if self.generation < 10:
+            # 8.6's bindings return as many values as the tensor has dimensions, not as it has
+            # elements (measured), so that TensorRT alone can check the values.
+            return []
         ranges = []
         for index in range(self.profile_count):
-            if self.generation < 10:
-                # 8.6's bindings return as many values as the tensor has dimensions, not as it has
-                # elements (measured), so that TensorRT alone can check the values.
-                break
             # The bindings name these arguments the other way round; by position is right.
             values = self._engine.get_tensor_profile_values(index, name)
             if len(values) == 3:
@@ -356,7 +357,7 @@ class PlanContext:
             An 8.6 engine runs under a later release, whose allocators it cannot call: their class
             has another layout, and the call crashes the process (measured: 10.16.1).
         """
-        if self._generation < 10 <= self._library.flavour.generation:
+        if _is_foreign(self._library, self._generation):
             raise UnsupportedError(
                 f"the shape of output {', '.join(map(repr, names))} depends on the data, and an "
                 f"engine built by TensorRT 8 cannot tell it to TensorRT {self._library.version}; "
@@ -391,12 +392,8 @@ class PlanContext:
                 )
 
     @property
-    def has_output_allocator(self) -> bool:
-        return self._allocator is not None
-
-    @property
     def allocated_outputs(self) -> frozenset[str]:
-        """The outputs that the allocator serves."""
+        """The outputs that an allocator serves; empty while there is none."""
         return self._allocated
 
     @property
