@@ -9,18 +9,24 @@ Importing this package imports neither TensorRT nor CUDA; both come in on first 
 """
 
 from .bindings import Binding, BindingSet
+from .build.cache import CacheEntry, EngineCache, Explanation
+from .build.calibration import Calibration
 from .build.config import BuildConfig, Profile
+from .build.plan import build_plan
+from .build.progress import BuildProgress
 from .context import ExecutionContext
 from .device import Device
-from .engine import Engine, build_plan
+from .engine import Engine
 from .errors import (
     BuildError,
     BusyError,
+    CacheWarning,
     ClosedError,
     CorruptPlanError,
     CudaError,
     DtypeError,
     EngineError,
+    ExportError,
     ForkedProcessError,
     HostDeviceWarning,
     InputError,
@@ -35,6 +41,7 @@ from .errors import (
     PlanDeviceError,
     PlanError,
     PlanVersionError,
+    RefitError,
     ShapeError,
     StickyCudaError,
     TrtRuntimeError,
@@ -42,6 +49,8 @@ from .errors import (
     UntrustedPlanError,
 )
 from .graph import CudaGraph
+from .inspection import EngineReport, PlanValidity
+from .interop import DeviceArray
 from .memory import DeviceBuffer, PinnedBuffer
 from .session import Session
 from .stream import Event, Stream
@@ -54,18 +63,27 @@ __all__ = [
     "BindingSet",
     "BuildConfig",
     "BuildError",
+    "BuildProgress",
     "BusyError",
+    "CacheEntry",
+    "CacheWarning",
+    "Calibration",
     "ClosedError",
     "CorruptPlanError",
     "CudaError",
     "CudaGraph",
     "Device",
+    "DeviceArray",
     "DeviceBuffer",
     "DtypeError",
     "Engine",
+    "EngineCache",
     "EngineError",
+    "EngineReport",
     "Event",
     "ExecutionContext",
+    "Explanation",
+    "ExportError",
     "ForkedProcessError",
     "HostDeviceWarning",
     "InputError",
@@ -80,9 +98,11 @@ __all__ = [
     "PinnedBuffer",
     "PlanDeviceError",
     "PlanError",
+    "PlanValidity",
     "PlanVersionError",
     "Profile",
     "Range",
+    "RefitError",
     "Session",
     "ShapeError",
     "StickyCudaError",

@@ -90,6 +90,22 @@ class EngineError(TrtRuntimeError):
     """TensorRT refused to make, describe or run an engine or a context of it."""
 
 
+class RefitError(EngineError):
+    """An engine cannot take a model's weights and is as it was; build a new one instead.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        One line for each weight, or each input or output, that does not fit.
+    """
+
+    def __init__(
+        self, message: str, *, problems: Sequence[str] = (), log_lines: Sequence[str] = ()
+    ) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n  - ".join((message, *problems)), log_lines=log_lines)
+
+
 class PlanError(EngineError):
     """A serialised engine (a plan) cannot be used here; the subclasses say why."""
 
@@ -152,6 +168,10 @@ class InputError(TrtRuntimeError, ValueError):
     """An argument does not fit: name, rank, shape, dtype, size or layout."""
 
 
+class ExportError(TrtRuntimeError, BufferError):
+    """Memory cannot be handed to another library the way that library asks for it."""
+
+
 class ShapeError(InputError):
     """A shape has the wrong rank, or lies outside every optimisation profile."""
 
@@ -166,6 +186,10 @@ class PendingWorkError(TrtRuntimeError):
 
 class HostDeviceWarning(UserWarning):
     """No GPU was found; the host device runs instead: right results, meaningless timings."""
+
+
+class CacheWarning(UserWarning):
+    """The engine cache cannot be used; engines are built instead: right results, later."""
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -1,15 +1,13 @@
 """`DeviceBuffer` and `PinnedBuffer`: one allocation each, of known size, dtype and shape.
 
-A `PinnedBlock` is the page-locked memory itself. It is counted: the buffer holds it, and so does
-every NumPy array that was handed out, so that an array stays valid after ``close()``.
+A `PinnedBlock` or `DeviceBlock` is the memory itself. It is counted: the buffer holds it, and so
+does whatever was handed out, an array or a DLPack capsule, which stays valid after ``close()``.
 """
 
 from __future__ import annotations
 
-import logging
+import ctypes
 import math
-import os
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,97 +18,102 @@ from numpy.typing import DTypeLike, NDArray
 
 from .device import Device, PrimaryContext, borrow_or_open
 from .errors import InputError
+from .lending import Counted, DeviceMemory, Lender
 from .ownership import Owned
-from .platform.driver import host_bytes
 from .stream import LastUse, Stream, _same_device, ordered
 from .tensor import Shape, format_bytes, format_shape
 
-logger = logging.getLogger("trt_runtime")
+
+class PageLocked(np.ndarray[Any, np.dtype[np.uint8]]):
+    """The bytes of a page-locked block: the base of every array that shows them to a user.
+
+    Its own base is not an array, so that NumPy keeps it as the base of views and views of views.
+    """
 
 
-class _Export:
-    """The base of an array that shows page-locked memory: holds the block while the array lives."""
-
-    __slots__ = ("__array_interface__", "__weakref__", "_block")
-
-    def __init__(self, block: PinnedBlock) -> None:
-        self._block = block
-        self.__array_interface__ = {
-            "shape": (block.nbytes,),
-            "typestr": "|u1",
-            "data": (block.address, False),
-            "version": 3,
-        }
-        block.hold()
-        weakref.finalize(self, block.drop_quietly).atexit = False
+def is_page_locked(array: NDArray[Any]) -> bool:
+    """Whether an array, or what it is a view of, shows memory that `PinnedBlock` allocated."""
+    base = array.base
+    return type(base) is PageLocked or (type(base) is np.ndarray and type(base.base) is PageLocked)
 
 
-class PinnedBlock:
+class PinnedBlock(Counted):
     """Page-locked memory that is freed when its last holder gives it up."""
 
-    __slots__ = ("_holds", "_lock", "_pid", "_primary", "address", "nbytes", "raw")
+    __slots__ = ("_bytes", "_primary", "address", "nbytes", "raw")
 
     def __init__(self, primary: PrimaryContext, nbytes: int) -> None:
+        super().__init__()
         self.nbytes = max(nbytes, 1)  # CUDA has no allocation of zero bytes
         self._primary = primary
-        self._pid = os.getpid()
-        self._lock = threading.RLock()  # an array of it may be collected at any point
-        self._holds = 1
         driver = primary.driver
         self.address = primary.create(
             lambda: driver.mem_host_alloc(self.nbytes), driver.mem_host_free
         )
         primary.hold()
+        self._bytes = memoryview((ctypes.c_uint8 * self.nbytes).from_address(self.address))
         #: The bytes, without holding the block: for the block's holders only.
-        self.raw = host_bytes(self.address, self.nbytes)
+        self.raw = np.frombuffer(self._bytes, np.uint8)
 
-    def hold(self) -> None:
-        with self._lock:
-            self._holds += 1
-
-    def drop(self) -> None:
-        if self._pid != os.getpid():
-            return  # a forked child's copy: the memory is its parent's
-        with self._lock:
-            self._holds -= 1
-            last = self._holds == 0
-        if last:
-            try:
-                self._primary.release(lambda: self._primary.driver.mem_host_free(self.address))
-            finally:
-                self._primary.drop()
-
-    def drop_quietly(self) -> None:
-        """`drop`, from the finaliser of an array: there is nobody to raise to."""
+    def _release(self) -> None:
         try:
-            self.drop()
-        except Exception as error:
-            logger.error("freeing page-locked memory of a collected array failed: %s", error)
+            self._primary.release(lambda: self._primary.driver.mem_host_free(self.address))
+        finally:
+            self._primary.drop()
 
-    def export(self) -> NDArray[np.uint8]:
+    def export(self) -> PageLocked:
         """The bytes as an array that keeps the block alive."""
-        return np.asarray(_Export(self))
+        memory = self.show()
+        self.hold_for(memory)
+        return memory
+
+    def show(self) -> PageLocked:
+        """The bytes as the base of arrays, whose block the caller keeps alive."""
+        return PageLocked((self.nbytes,), np.uint8, self._bytes)
+
+    def hold_for(self, memory: PageLocked) -> None:
+        """Keep the block alive for as long as ``memory``, or an array on it, lives."""
+        self.hold()
+        weakref.finalize(memory, self.drop_quietly).atexit = False
 
 
-class DeviceBlock:
-    """Device memory that its one holder frees."""
+class DeviceBlock(DeviceMemory):
+    """Device memory that is freed when its last holder gives it up.
 
-    __slots__ = ("_primary", "address", "nbytes")
+    What another library has enqueued on it by then, ``cuMemFree`` waits for.
+    """
+
+    __slots__ = ("_address", "_owned", "nbytes")
 
     def __init__(self, primary: PrimaryContext, nbytes: int) -> None:
+        super().__init__()
         self.nbytes = max(nbytes, 1)  # CUDA has no allocation of zero bytes
         self._primary = primary
+        self._owned = True
         driver = primary.driver
-        self.address = primary.create(lambda: driver.mem_alloc(self.nbytes), driver.mem_free)
+        self._address = primary.create(lambda: driver.mem_alloc(self.nbytes), driver.mem_free)
+        primary.hold()
+
+    @property
+    def address(self) -> int:
+        return self._address
 
     def free(self) -> None:
-        address, self.address = self.address, 0
-        if address:
-            self._primary.release(lambda: self._primary.driver.mem_free(address))
+        """Give up the hold of the one who made it; does nothing the second time."""
+        owned, self._owned = self._owned, False
+        if owned:
+            self.drop()
+
+    def _release(self) -> None:
+        try:
+            self._primary.release(lambda: self._primary.driver.mem_free(self._address))
+        finally:
+            self._primary.drop()
 
 
 def typed(raw: NDArray[np.uint8], shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return raw[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    """The first of these bytes as an array."""
+    return np.ndarray(shape, dtype, raw)
 
 
 class _Buffer(Owned):
@@ -211,8 +214,8 @@ class PinnedBuffer(_Buffer):
         return f"{self._summary()} at {hex(self.address)}"
 
 
-class DeviceBuffer(_Buffer):
-    """Device memory.
+class DeviceBuffer(_Buffer, Lender):
+    """Device memory, which other libraries take without a copy through DLPack.
 
     Parameters
     ----------
@@ -228,7 +231,8 @@ class DeviceBuffer(_Buffer):
 
     Notes
     -----
-    ``close`` waits for copies that were begun through this object.
+    ``close`` waits for copies that were begun through this object. Memory that another library took
+    stays for as long as that library holds it.
     """
 
     __slots__ = ()
@@ -241,6 +245,9 @@ class DeviceBuffer(_Buffer):
         device: Device | str | int | None = None,
     ) -> None:
         self._open(shape, dtype, device, DeviceBlock, lambda block: block.free)
+
+    def _ready(self, memory: DeviceBlock) -> LastUse:
+        return self._last_use
 
     @property
     def address(self) -> int:

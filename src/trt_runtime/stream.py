@@ -17,22 +17,25 @@ class LastUse:
     """The end of the latest device work on something, as an event.
 
     ``begin`` makes a stream wait for work that another stream began, so that an object which moves
-    from stream to stream is never used by two at once. ``end`` marks the work's end.
+    from stream to stream is never used by two at once. ``end`` marks the work's end. The stream is
+    None where the handle is another library's.
     """
 
-    __slots__ = ("_driver", "_event", "_stream")
+    __slots__ = ("_driver", "_event", "_stream", "_used")
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._event = driver.event_create(False)
         self._stream: Record | None = None
+        self._used = False
 
-    def begin(self, stream: Stream, handle: int) -> None:
-        if self._stream is not None and self._stream is not stream._record:
+    def begin(self, stream: Stream | None, handle: int) -> None:
+        if self._used and (stream is None or self._stream is not stream._record):
             self._driver.stream_wait_event(handle, self._event)
 
-    def end(self, stream: Stream, handle: int) -> None:
-        self._stream = stream._record
+    def end(self, stream: Stream | None, handle: int) -> None:
+        self._stream = None if stream is None else stream._record
+        self._used = True
         try:
             self._driver.event_record(self._event, handle)
         except BaseException:
@@ -42,11 +45,11 @@ class LastUse:
 
     @property
     def finished(self) -> bool:
-        return self._stream is None or self._driver.event_query(self._event)
+        return not self._used or self._driver.event_query(self._event)
 
     def wait(self) -> None:
         """Block until the work has ended; the device's context must be current."""
-        if self._stream is not None:
+        if self._used:
             insist(lambda: self._driver.event_synchronize(self._event))
 
     def destroy(self) -> None:
@@ -178,6 +181,33 @@ class Stream(Owned):
         with device._record as primary:
             self._own(handle, _StreamReleaser(primary, owned=False), parents=[device])
         return self
+
+    @classmethod
+    def borrow(cls, stream: Any, *, device: Device) -> Stream:
+        """Borrow a stream object of another library, through its ``__cuda_stream__``.
+
+        The object is held until this one is closed. Closing waits for the work and leaves the
+        stream to its owner.
+
+        Raises
+        ------
+        InputError
+            The object has no ``__cuda_stream__``, or one of another version than 0.
+        """
+        try:
+            protocol = stream.__cuda_stream__
+        except AttributeError:
+            raise InputError(
+                f"{type(stream).__name__} has no __cuda_stream__; pass its handle to "
+                "Stream.from_handle(handle, device=..., owner=...), for instance s.cuda_stream of "
+                "a torch.cuda.Stream or s.ptr of a cupy.cuda.Stream"
+            ) from None
+        version, handle = protocol()
+        if version != 0:
+            raise InputError(
+                f"{type(stream).__name__} speaks version {version} of __cuda_stream__; 0 is known"
+            )
+        return cls.from_handle(int(handle), device=device, owner=stream)
 
     @property
     def handle(self) -> int:

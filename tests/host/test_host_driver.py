@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trt_runtime import CudaError, ForkedProcessError, MisuseError, OutOfMemoryError
-from trt_runtime.platform.driver import host_bytes
+from trt_runtime.platform.driver import LEGACY_STREAM, PER_THREAD_STREAM, host_bytes
 from trt_runtime.platform.host.driver import HostDriver
 from trt_runtime.platform.host.faults import Faults
 
@@ -474,6 +474,36 @@ def test_without_the_wait_another_streams_work_has_not_run(
     assert (host_bytes(memory[1], 64) == 0xCD).all()
     driver.stream_synchronize(other)
     driver.stream_destroy(other)
+
+
+def test_every_default_stream_is_one_queue_that_nobody_made(
+    driver: HostDriver, stream: int, memory: tuple[int, int]
+) -> None:
+    driver.memset_d8_async(memory[0], 5, 64, PER_THREAD_STREAM)
+    driver.memcpy_dtoh_async(memory[1], memory[0], 64, LEGACY_STREAM)
+    driver.stream_synchronize(0)
+    assert (host_bytes(memory[1], 64) == 5).all()
+    blocking = [driver.stream_is_blocking(n) for n in (0, LEGACY_STREAM, PER_THREAD_STREAM)]
+    assert blocking == [True, True, True]
+    assert not driver.stream_is_blocking(stream)
+
+
+def test_an_address_tells_its_device_and_where_the_host_finds_it(
+    driver: HostDriver, stream: int, memory: tuple[int, int]
+) -> None:
+    driver.memset_d8_async(memory[0], 5, 64, stream)
+    driver.stream_synchronize(stream)
+    assert driver.pointer_device(memory[0] + 8) == 0
+    found = driver.host_pointer(memory[0] + 8)
+    assert (host_bytes(found, 56) == 5).all()
+    assert driver.host_pointer(memory[1]) == memory[1]
+    gone = driver.mem_alloc(8)
+    driver.mem_free(gone)
+    for ask in (driver.pointer_device, driver.host_pointer):
+        with pytest.raises(MisuseError, match="released at"):
+            ask(gone)
+        with pytest.raises(MisuseError, match="in no living allocation"):
+            ask(0x1234)
 
 
 def test_an_event_may_be_destroyed_while_a_stream_still_waits_for_it(

@@ -65,6 +65,8 @@ RESULTS: dict[str, tuple[Any, ...]] = {
     "cuMemAlloc": (Handle(0x7000),),
     "cuMemHostAlloc": (0x8000,),
     "cuStreamCreateWithPriority": (Handle(0x51),),
+    "cuStreamGetFlags": (1,),
+    "cuPointerGetAttribute": (1,),
     "cuEventCreate": (Handle(0xE1),),
     "cuEventElapsedTime": (1.5,),
     "cuStreamEndCapture": (Handle(0x61),),
@@ -77,11 +79,15 @@ class Bindings:
     """``cuda.bindings.driver``, of which any call can be told what to return."""
 
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
-    CUevent_flags = SimpleNamespace(CU_EVENT_DISABLE_TIMING=2)
+    CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
     CUstreamCaptureStatus = SimpleNamespace(CU_STREAM_CAPTURE_STATUS_NONE=0)
     CUresult = SimpleNamespace(CUDA_SUCCESS=Status(0))
+    CUpointer_attribute = SimpleNamespace(
+        CU_POINTER_ATTRIBUTE_HOST_POINTER=4, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9
+    )
     CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=16,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
     )
@@ -121,6 +127,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "device_name": ((0,), "cuDeviceGetName"),
     "compute_capability": ((0,), "cuDeviceGetAttribute"),
     "total_memory": ((0,), "cuDeviceTotalMem"),
+    "multiprocessor_count": ((0,), "cuDeviceGetAttribute"),
     "retain_primary_context": ((0,), "cuDevicePrimaryCtxRetain"),
     "release_primary_context": ((0,), "cuDevicePrimaryCtxRelease"),
     "current_context": ((), "cuCtxGetCurrent"),
@@ -128,6 +135,8 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "memory_info": ((), "cuMemGetInfo"),
     "mem_alloc": ((16,), "cuMemAlloc"),
     "mem_free": ((0x7000,), "cuMemFree"),
+    "pointer_device": ((0x7000,), "cuPointerGetAttribute"),
+    "host_pointer": ((0x7000,), "cuPointerGetAttribute"),
     "mem_host_alloc": ((16,), "cuMemHostAlloc"),
     "mem_host_free": ((0x8000,), "cuMemFreeHost"),
     "memcpy_htod_async": ((1, 2, 3, 4), "cuMemcpyHtoDAsync"),
@@ -136,6 +145,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "memset_d8_async": ((1, 2, 3, 4), "cuMemsetD8Async"),
     "stream_create": ((0,), "cuStreamCreateWithPriority"),
     "stream_destroy": ((0x51,), "cuStreamDestroy"),
+    "stream_is_blocking": ((0x51,), "cuStreamGetFlags"),
     "stream_synchronize": ((0x51,), "cuStreamSynchronize"),
     "stream_query": ((0x51,), "cuStreamQuery"),
     "stream_wait_event": ((0x51, 0xE1), "cuStreamWaitEvent"),
@@ -213,7 +223,13 @@ def test_running_out_of_memory_is_a_memory_error(bindings: Bindings) -> None:
 def test_a_device_that_cannot_be_had_names_that_call(bindings: Bindings) -> None:
     driver = CudaDriver()
     bindings.failing["cuDeviceGet"] = 101
-    for method in ("device_name", "compute_capability", "total_memory", "retain_primary_context"):
+    for method in (
+        "device_name",
+        "compute_capability",
+        "total_memory",
+        "multiprocessor_count",
+        "retain_primary_context",
+    ):
         with pytest.raises(CudaError, match="cuDeviceGet failed"):
             call(driver, method)
 
@@ -249,6 +265,9 @@ def test_handles_and_sizes_are_plain_ints(bindings: Bindings) -> None:
         "driver_version": 13000,
         "device_count": 2,
         "total_memory": 1 << 37,
+        "multiprocessor_count": 9,
+        "pointer_device": 1,
+        "host_pointer": 1,
     }
     for method, value in handles.items():
         result = call(driver, method)
@@ -259,6 +278,7 @@ def test_handles_and_sizes_are_plain_ints(bindings: Bindings) -> None:
     assert driver.memory_info() == (5, 7)
     assert driver.event_elapsed_ms(0xE1, 0xE2) == 1.5
     assert driver.is_capturing(0x51) is True
+    assert driver.stream_is_blocking(0x51) is False
 
 
 def test_streams_do_not_block_and_events_time_only_when_told(bindings: Bindings) -> None:
@@ -267,12 +287,14 @@ def test_streams_do_not_block_and_events_time_only_when_told(bindings: Bindings)
     driver.stream_create(-1)
     driver.event_create(True)
     driver.event_create(False)
+    driver.event_create(False, blocking=True)
     driver.stream_begin_capture(0x51)
     driver.mem_host_alloc(16)
     assert bindings.calls == [
         ("cuStreamCreateWithPriority", (1, -1)),
         ("cuEventCreate", (0,)),
         ("cuEventCreate", (2,)),
+        ("cuEventCreate", (3,)),
         ("cuStreamBeginCapture", (0x51, "thread local")),
         ("cuMemHostAlloc", (16, 1)),  # portable
     ]

@@ -30,12 +30,15 @@ def _load_bindings() -> Any:
 class CudaDriver:
     """`trt_runtime.platform.driver.Driver` over NVIDIA's bindings; one a process is enough."""
 
+    dlpack_device_type = 2  # kDLCUDA
+
     def __init__(self) -> None:
         cu = _load_bindings()
         self._cu: Any = cu
         self._pid = os.getpid()
         self._non_blocking = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self._no_timing = int(cu.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self._blocking_sync = int(cu.CUevent_flags.CU_EVENT_BLOCKING_SYNC)
         self._capture_mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._not_capturing = cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
         self._success = cu.CUresult.CUDA_SUCCESS
@@ -99,6 +102,9 @@ class CudaDriver:
         self._check(status, "cuDeviceTotalMem")
         return int(nbytes)
 
+    def multiprocessor_count(self, ordinal: int) -> int:
+        return self._attribute(ordinal, "MULTIPROCESSOR_COUNT")
+
     def retain_primary_context(self, ordinal: int) -> int:
         status, context = self._cu.cuDevicePrimaryCtxRetain(self._device(ordinal))
         self._check(status, "cuDevicePrimaryCtxRetain")
@@ -132,6 +138,18 @@ class CudaDriver:
 
     def mem_free(self, address: int) -> None:
         self._check(self._cu.cuMemFree(address)[0], "cuMemFree")
+
+    def _pointer_attribute(self, name: str, address: int) -> int:
+        attribute = getattr(self._cu.CUpointer_attribute, f"CU_POINTER_ATTRIBUTE_{name}")
+        status, value = self._cu.cuPointerGetAttribute(attribute, address)
+        self._check(status, "cuPointerGetAttribute")
+        return int(value)
+
+    def pointer_device(self, address: int) -> int:
+        return self._pointer_attribute("DEVICE_ORDINAL", address)
+
+    def host_pointer(self, address: int) -> int:
+        return self._pointer_attribute("HOST_POINTER", address)
 
     def mem_host_alloc(self, nbytes: int) -> int:
         status, address = self._cu.cuMemHostAlloc(nbytes, _PORTABLE)
@@ -169,6 +187,11 @@ class CudaDriver:
     def stream_destroy(self, stream: int) -> None:
         self._check(self._cu.cuStreamDestroy(stream)[0], "cuStreamDestroy")
 
+    def stream_is_blocking(self, stream: int) -> bool:
+        status, flags = self._cu.cuStreamGetFlags(stream)
+        self._check(status, "cuStreamGetFlags")
+        return not int(flags) & self._non_blocking
+
     def stream_synchronize(self, stream: int) -> None:
         self._check(self._cu.cuStreamSynchronize(stream)[0], "cuStreamSynchronize")
 
@@ -184,8 +207,9 @@ class CudaDriver:
     def stream_wait_event(self, stream: int, event: int) -> None:
         self._check(self._cu.cuStreamWaitEvent(stream, event, 0)[0], "cuStreamWaitEvent")
 
-    def event_create(self, timing: bool) -> int:
-        status, event = self._cu.cuEventCreate(0 if timing else self._no_timing)
+    def event_create(self, timing: bool, blocking: bool = False) -> int:
+        flags = (0 if timing else self._no_timing) | (self._blocking_sync if blocking else 0)
+        status, event = self._cu.cuEventCreate(flags)
         self._check(status, "cuEventCreate")
         return int(event)
 

@@ -1,7 +1,7 @@
 """The CUDA driver as this project needs it: a protocol, and what its two implementations share.
 
-Handles are plain integers; ``0`` is never a valid one, except that stream 0 is CUDA's legacy
-default stream. Sizes are bytes. Every method raises `CudaError` on failure; none returns a status.
+Handles are plain integers; ``0`` is never a valid one, except that stream 0 is CUDA's default
+stream. Sizes are bytes. Every method raises `CudaError` on failure; none returns a status.
 Implementations: `cuda.CudaDriver` over ``cuda.bindings.driver``, and `host.driver.HostDriver`.
 """
 
@@ -28,6 +28,11 @@ INVALID_HANDLE = 400
 NOT_READY = 600
 UNKNOWN = 999
 
+#: CUDA's names for its default streams, the same whatever it was compiled with (cuda.h:
+#: ``CU_STREAM_LEGACY``, ``CU_STREAM_PER_THREAD``).
+LEGACY_STREAM = 1
+PER_THREAD_STREAM = 2
+
 #: After these the context is unusable and the process must restart (CUDA driver API, "CUresult").
 STICKY = frozenset({214, 220, 700, 702, 714, 715, 716, 717, 718, 719})
 
@@ -50,6 +55,9 @@ def host_bytes(address: int, nbytes: int) -> NDArray[np.uint8]:
 class Driver(Protocol):
     """What a CUDA driver does for the layers above the seam."""
 
+    #: What DLPack calls the device memory (``DLDeviceType``).
+    dlpack_device_type: int
+
     # Devices and contexts -------------------------------------------------------------------
     def driver_version(self) -> int:
         """CUDA version the driver supports, as 1000 * major + 10 * minor."""
@@ -58,6 +66,7 @@ class Driver(Protocol):
     def device_name(self, ordinal: int) -> str: ...
     def compute_capability(self, ordinal: int) -> tuple[int, int]: ...
     def total_memory(self, ordinal: int) -> int: ...
+    def multiprocessor_count(self, ordinal: int) -> int: ...
     def retain_primary_context(self, ordinal: int) -> int: ...
     def release_primary_context(self, ordinal: int) -> None: ...
     def current_context(self) -> int:
@@ -71,6 +80,12 @@ class Driver(Protocol):
 
     def mem_alloc(self, nbytes: int) -> int: ...
     def mem_free(self, address: int) -> None: ...
+    def pointer_device(self, address: int) -> int:
+        """The ordinal of the device that an address belongs to."""
+
+    def host_pointer(self, address: int) -> int:
+        """Where the host finds what is at a device address; an error where it cannot."""
+
     def mem_host_alloc(self, nbytes: int) -> int: ...
     def mem_host_free(self, address: int) -> None: ...
     def memcpy_htod_async(self, device: int, host: int, nbytes: int, stream: int) -> None: ...
@@ -83,12 +98,17 @@ class Driver(Protocol):
         """A non-blocking stream: it never synchronises with the legacy default stream."""
 
     def stream_destroy(self, stream: int) -> None: ...
+    def stream_is_blocking(self, stream: int) -> bool:
+        """Whether it synchronises with the legacy default stream."""
+
     def stream_synchronize(self, stream: int) -> None: ...
     def stream_query(self, stream: int) -> bool:
         """Whether everything enqueued so far has finished."""
 
     def stream_wait_event(self, stream: int, event: int) -> None: ...
-    def event_create(self, timing: bool) -> int: ...
+    def event_create(self, timing: bool, blocking: bool = False) -> int:
+        """An event; a thread that waits for a ``blocking`` one sleeps, and does not spin."""
+
     def event_destroy(self, event: int) -> None: ...
     def event_record(self, event: int, stream: int) -> None: ...
     def event_synchronize(self, event: int) -> None: ...

@@ -28,8 +28,10 @@ from ..driver import (
     INVALID_CONTEXT,
     INVALID_DEVICE,
     INVALID_VALUE,
+    LEGACY_STREAM,
     NOT_READY,
     OUT_OF_MEMORY,
+    PER_THREAD_STREAM,
     cuda_error,
     host_bytes,
 )
@@ -72,6 +74,8 @@ class HostDriver:
         How many devices it pretends to have.
     """
 
+    dlpack_device_type = 1  # kDLCPU
+
     def __init__(self, faults: Faults | None = None, *, devices: int = 1) -> None:
         self.faults = faults or Faults()
         self.ledger = Ledger()
@@ -85,7 +89,11 @@ class HostDriver:
         self._allocations: dict[int, _Allocation] = {}
         self._starts: list[int] = []
         self._quarantine: deque[_Allocation] = deque(maxlen=_QUARANTINE_BLOCKS)
-        self._streams: dict[int, StreamQueue] = {0: StreamQueue(0, None)}
+        # One queue for every default stream: they synchronise with each other.
+        default = StreamQueue(0, None)
+        self._streams: dict[int, StreamQueue] = {
+            handle: default for handle in (0, LEGACY_STREAM, PER_THREAD_STREAM)
+        }
         self._events: dict[int, EventState] = {}
         self._graphs: dict[int, GraphState] = {}
         self._executables: dict[int, GraphState] = {}
@@ -161,6 +169,10 @@ class HostDriver:
         self._check_ordinal("cuDeviceTotalMem", ordinal)
         limit = self.faults.device_memory
         return limit if limit is not None else 1 << 40
+
+    def multiprocessor_count(self, ordinal: int) -> int:
+        self._check_ordinal("cuDeviceGetAttribute", ordinal)
+        return 1
 
     def retain_primary_context(self, ordinal: int) -> int:
         self._enter("cuDevicePrimaryCtxRetain")
@@ -272,6 +284,17 @@ class HostDriver:
 
     def mem_host_free(self, address: int) -> None:
         self._free("cuMemFreeHost", "pinned memory", address)
+
+    def pointer_device(self, address: int) -> int:
+        call = "cuPointerGetAttribute"
+        self._enter_context(call)
+        return self._locate(address, 0, call).context - self._context_of(0)
+
+    def host_pointer(self, address: int) -> int:
+        call = "cuPointerGetAttribute"
+        self._enter_context(call)
+        allocation = self._locate(address, 0, call)
+        return allocation.data.ctypes.data + (address - allocation.address)
 
     def _find(self, address: int) -> _Allocation | None:
         with self._lock:
@@ -518,6 +541,10 @@ class HostDriver:
         self.ledger.close(queue.entry, call)
         self._enter_context(call)
 
+    def stream_is_blocking(self, stream: int) -> bool:
+        self._enter_context("cuStreamGetFlags")
+        return self._stream("cuStreamGetFlags", stream).entry is None
+
     def stream_synchronize(self, stream: int) -> None:
         self._enter_context("cuStreamSynchronize")
         self._waiting("cuStreamSynchronize", stream).drain()
@@ -539,7 +566,7 @@ class HostDriver:
         if state.marker is not None:
             self._enqueue(stream, Operation(call, lambda: None, waits_for=state.marker))
 
-    def event_create(self, timing: bool) -> int:
+    def event_create(self, timing: bool, blocking: bool = False) -> int:
         self._enter_context("cuEventCreate")
         handle = self._handle()
         entry = self.ledger.open("event", hex(handle))
