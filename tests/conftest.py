@@ -53,6 +53,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
 
 
+@pytest.fixture(autouse=True)
+def cache_directory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines are kept for the test alone, and not in the user's cache."""
+    monkeypatch.setenv("TRT_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def platform() -> Iterator[HostPlatform]:
     """A host platform of the test's own; everything opened on it must be closed by the end."""

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from trt_runtime import (
     BuildConfig,
     BuildError,
+    BuildProgress,
     CorruptPlanError,
     Device,
     Engine,
@@ -298,7 +299,7 @@ def test_a_profile_that_is_no_range_is_refused(value: Any, message: str) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "precision 'int8' is not known"),
+        ({"precision": "int4"}, "precision 'int4' is not known"),
         ({"optimization_level": 6}, "0 to 5, not 6"),
         ({"optimization_level": -1}, "0 to 5, not -1"),
         ({"optimization_level": "3"}, "0 to 5, not '3'"),
@@ -439,19 +440,19 @@ def test_weights_beside_the_model_are_found_there(
 
 
 def test_progress_is_told_and_none_goes_on(host: Device) -> None:
-    seen: list[tuple[str, int, int]] = []
-    build_plan(static().model, device=host, on_progress=lambda *step: seen.append(step))  # type: ignore[arg-type,func-returns-value]
+    seen: list[BuildProgress] = []
+    build_plan(static().model, device=host, on_progress=seen.append)
     assert seen
-    assert all(0 <= done <= steps for _, done, steps in seen)
-    assert any(done == steps for _, done, steps in seen)
+    assert all(0 <= told.step <= told.steps for told in seen)
+    assert any(told.step == told.steps for told in seen)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_false_cancels_the_build(host: Device, after: int) -> None:
     calls: list[str] = []
 
-    def on_progress(phase: str, done: int, steps: int) -> bool:
-        calls.append(phase)
+    def on_progress(told: BuildProgress) -> bool:
+        calls.append(told.phase)
         return len(calls) < after
 
     with pytest.raises(BuildError, match="cancelled by on_progress"):
@@ -463,7 +464,7 @@ def test_false_cancels_the_build(host: Device, after: int) -> None:
 def test_an_exception_in_on_progress_comes_out_of_the_build(
     host: Device, kind: type[BaseException]
 ) -> None:
-    def on_progress(phase: str, done: int, steps: int) -> bool:
+    def on_progress(told: BuildProgress) -> bool:
         raise kind("stop")
 
     with pytest.raises(kind, match=r"^stop$"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,17 +17,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .build.calibration import Batch, Calibration
 from .build.config import BuildConfig, Profile
-from .build.model import read_model
+from .build.model import external_files, read_model
+from .build.plan import build_reporting, prepared_model, with_profiles
+from .build.progress import OnProgress, Reporter
+from .build.weights import check_same_border, read_proto, weights_of
 from .device import Device, borrow_or_open
-from .errors import DtypeError, InputError, NotAPlanError, ShapeError
-from .ownership import Owned
-from .platform.tensorrt import load_tensorrt, offline_flavour
+from .errors import BusyError, DtypeError, InputError, NotAPlanError, PlanError, ShapeError
+from .inspection import EngineReport, PlanValidity, make_report
+from .ownership import Owned, Record
+from .platform.tensorrt import offline_flavour, plan_version
+from .standstill import standstill
 from .tensor import Range, Shape, TensorSpec, format_shape
 
 if TYPE_CHECKING:
     from .context import ExecutionContext
-    from .platform.tensorrt import TensorRT
+    from .platform.tensorrt import PlanEngine, TensorRT
+    from .standstill import Rest
 
 
 class Engine(Owned):
@@ -45,7 +55,18 @@ class Engine(Owned):
     opened it; closing it closes its contexts first, newest first.
     """
 
-    __slots__ = ("_library", "_plan", "device", "inputs", "name", "outputs", "tensors")
+    __slots__ = (
+        "_changing",
+        "_library",
+        "_metadata",
+        "_plan",
+        "_rests",
+        "device",
+        "inputs",
+        "name",
+        "outputs",
+        "tensors",
+    )
 
     device: Device
     name: str
@@ -54,6 +75,11 @@ class Engine(Owned):
     outputs: tuple[TensorSpec, ...]
     _library: TensorRT
     _plan: bytes | None
+    _metadata: dict[str, Any]
+    #: Held while the engine changes and while a context is made, so that neither meets the other.
+    _changing: threading.Lock
+    #: What brings each execution context to rest.
+    _rests: weakref.WeakKeyDictionary[Record, Rest]
 
     def __init__(self) -> None:
         raise TypeError("make an engine with Engine.load(plan) or Engine.build(onnx_model)")
@@ -89,25 +115,14 @@ class Engine(Owned):
         NotAPlanError, CorruptPlanError, PlanVersionError, PlanDeviceError, UntrustedPlanError
             The plan cannot be used here, for that reason.
         """
-        name = "engine"
-        if isinstance(plan, (str, os.PathLike)):
-            path = Path(plan)
-            name = path.stem
-            try:
-                plan = path.read_bytes()
-            except OSError as error:
-                raise NotAPlanError(
-                    f"the engine file {str(path)!r} cannot be read: {error.strerror or error}"
-                ) from error
-        elif not isinstance(plan, (bytes, bytearray, memoryview)):
-            raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
+        name, path, data = _read_plan(plan)
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
             library = opened.platform.tensorrt(tensorrt)
             with opened._record as primary:
                 handle = primary.create(
                     lambda: library.load(
-                        bytes(plan),
+                        data,
                         trust_host_code=trust_host_code,
                         lean_library=None if lean_library is None else os.fspath(lean_library),
                     ),
@@ -120,6 +135,9 @@ class Engine(Owned):
                 self.device = opened
                 self._library = library
                 self._plan = None
+                self._metadata = _facts_of_plan(data, path)
+                self._changing = threading.Lock()
+                self._rests = weakref.WeakKeyDictionary()
                 self.name = name
                 self.tensors = MappingProxyType({spec.name: spec for spec in tensors})
                 self.inputs = tuple(spec for spec in tensors if spec.is_input)
@@ -141,51 +159,71 @@ class Engine(Owned):
         config: BuildConfig | None = None,
         *,
         profiles: Sequence[Profile] = (),
+        calibration: Calibration | Iterable[Batch] | None = None,
         device: Device | str | int | None = None,
         tensorrt: str | None = None,
-        on_progress: Callable[[str, int, int], bool] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Engine:
-        """Build an engine from an ONNX model and load it.
+        """Build an engine from an ONNX model and load it; the engine cache is not looked at.
 
         Parameters
         ----------
         model : path, bytes or onnx.ModelProto
-            External data is found beside a path.
+            External data is found beside a path, and nowhere else.
         config : BuildConfig, optional
         profiles : sequence of Profile
             Short for ``BuildConfig(profiles=...)``.
+        calibration : Calibration or iterable, optional
+            Example inputs for ``precision="int8"``: a batch is an array for each input by name, or
+            the array of a model with one input.
         device, tensorrt
             As `load`.
         on_progress : callable, optional
-            Called with phase, steps done and steps in all; False cancels. Releases before 10 do
-            not report.
+            Called with each `BuildProgress`, on the thread that builds; returning False cancels.
+            Releases before 10 tell only when parsing, building and loading begin and end.
 
         Raises
         ------
+        UnsupportedError
+            This TensorRT lacks what the configuration asks for.
         ModelError
-            The model is missing or cannot be parsed; ``problems`` lists why.
+            The model is missing or cannot be parsed, or its external data is missing or leads out
+            of its folder; ``problems`` lists why.
         BuildError
-            It could not be built; TensorRT's log lines are in the error.
+            It could not be built, or was cancelled; TensorRT's log lines are in the error.
+        KeyboardInterrupt
+            Ctrl-C, once TensorRT has stopped. TensorRT 8.6 cannot, and finishes first.
+
+        Notes
+        -----
+        One build runs at a time in a process; others wait. Warnings of a build that succeeds are
+        logged to ``trt_runtime.tensorrt``.
         """
+        reporter = Reporter(on_progress)
+        config = with_profiles(config, profiles)
         plan_name = Path(model).stem if isinstance(model, (str, os.PathLike)) else "engine"
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
-            if config is not None:
-                tensorrt = offline_flavour(tensorrt, bool(config.compute_capabilities)) or tensorrt
+            tensorrt = offline_flavour(tensorrt, bool(config.compute_capabilities)) or tensorrt
             opened.platform.tensorrt(tensorrt)  # what cannot be loaded here need not be built
-            plan = build_plan(
+            plan = build_reporting(
                 model,
                 config,
-                profiles=profiles,
+                calibration=calibration,
                 device=opened,
                 tensorrt=tensorrt,
-                on_progress=on_progress,
+                reporter=reporter,
             )
+            reporter.step("load", False)
             # What was built a moment ago is trusted to run the lean runtime that it carries.
-            engine = cls.load(plan, device=opened, tensorrt=tensorrt, trust_host_code=True)
+            engine = stack.enter_context(
+                cls.load(plan, device=opened, tensorrt=tensorrt, trust_host_code=True)
+            )
+            reporter.step("load", True)
             engine.name = plan_name
+            engine._metadata |= {"config": config.to_json(), "model_sha256": _model_sha256(model)}
             engine._record.label = f"Engine {plan_name!r}"
-            if config is not None and config.version_compatible:
+            if config.version_compatible:
                 engine._plan = plan  # TensorRT cannot serialise such an engine again
             engine._record.also(then)
             stack.pop_all()
@@ -193,12 +231,28 @@ class Engine(Owned):
 
     def create_execution_context(self, *, name: str | None = None) -> ExecutionContext:
         """A new context: TensorRT's, with scratch memory of its own. Release it with ``close``."""
+        return self._make_context(name)
+
+    def _make_context(
+        self, name: str | None, at_rest: Callable[[], AbstractContextManager[None]] | None = None
+    ) -> ExecutionContext:
+        """A context, for a refit to wait for.
+
+        ``at_rest``, a method, gives a ``with`` in which the context is in no call, has no work in
+        flight and no graphs; for one that is not used through its own calls alone.
+        """
         from .context import ExecutionContext
 
-        return ExecutionContext(self, name=name)
+        self._require_open()
+        with self._changing:
+            context = ExecutionContext(self, name=name)
+            self._rests[context._record] = (
+                context._turn if at_rest is None else weakref.WeakMethod(at_rest)
+            )
+        return context
 
     def serialize(self) -> bytes:
-        """The plan, as `load` takes it.
+        """The plan, as `load` takes it, with the weights that the engine has now.
 
         Raises
         ------
@@ -246,6 +300,226 @@ class Engine(Owned):
     def tensorrt_name(self) -> str:
         """The import name of the TensorRT that runs it."""
         return self._library.name
+
+    # What it is made of ---------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What is known of how the engine was made: a copy, JSON throughout.
+
+        Always ``tensorrt`` and ``tensorrt_version`` (what runs it), ``built_by`` (the release that
+        the plan's header names, or None) and ``plan_bytes``; ``path`` if it was loaded from a file;
+        ``config`` (as `BuildConfig.to_json`) and ``model_sha256`` (of the ONNX bytes) if it was
+        built here; ``cache_key`` and ``cache_hit`` (False: built for it) if the engine cache gave
+        it; ``refitted_with_sha256`` after `refit`.
+        """
+        running = {"tensorrt": self.tensorrt_name, "tensorrt_version": self.tensorrt_version}
+        return MappingProxyType(running | deepcopy(self._metadata))
+
+    def inspect(self) -> EngineReport:
+        """Everything that TensorRT and the plan tell of the engine. Does not synchronise.
+
+        Layers are told in full for engines built with ``BuildConfig(verbosity="detailed")``, by
+        name for others. An engine of another release is asked nothing but its tensors and
+        profiles: a question that its release did not know crashes the process.
+
+        Raises
+        ------
+        EngineError
+            TensorRT's inspector failed.
+        """
+        with self._record as handle, self.device._primary.current():
+            facts, warnings = handle.facts(), handle.load_warnings
+        return make_report(
+            facts,
+            name=self.name,
+            device=f"{self.device} ({self.device.name})",
+            tensors=tuple(self.tensors.values()),
+            profiles=self.profiles,
+            metadata=self.metadata,
+            warnings=warnings,
+        )
+
+    @classmethod
+    def check(
+        cls,
+        plan: str | os.PathLike[str] | bytes,
+        *,
+        device: Device | str | int | None = None,
+        tensorrt: str | None = None,
+        trust_host_code: bool = False,
+        lean_library: str | os.PathLike[str] | None = None,
+    ) -> PlanValidity:
+        """Whether a plan can be used on this device; parameters as `load`.
+
+        TensorRT for RTX answers from the plan's header. Others cannot be asked, so the plan is
+        loaded and closed again, which costs as much as `load`; ``suboptimal`` is then what TensorRT
+        warns of when a plan was built on another model of GPU.
+
+        Raises
+        ------
+        EngineError, CudaError
+            It could not be found out: TensorRT did not start, say.
+        """
+        with ExitStack() as stack:
+            opened, _ = borrow_or_open(device, stack)
+            library = opened.platform.tensorrt(tensorrt)
+            try:
+                _, _, data = _read_plan(plan)
+                with opened._record as primary, primary.current():
+                    told = library.validity(data)
+                if told is not None:
+                    return PlanValidity(*told)
+                with (
+                    cls.load(
+                        data,
+                        device=opened,
+                        tensorrt=tensorrt,
+                        trust_host_code=trust_host_code,
+                        lean_library=lean_library,
+                    ) as engine,
+                    engine._record as handle,
+                ):
+                    warnings = handle.other_gpu_warnings
+            except PlanError as refused:
+                if type(refused) is PlanError:  # CUDA failed: that says nothing of the plan
+                    raise
+                return PlanValidity("invalid", (refused.message, *refused.log_lines))
+            return PlanValidity("suboptimal", warnings) if warnings else PlanValidity("valid")
+
+    # Its weights ----------------------------------------------------------------------------
+
+    def refit(self, model: str | os.PathLike[str] | bytes | Any) -> None:
+        """Replace the weights by those of a model of the same structure. Synchronises.
+
+        Takes effect for every context at once: calls of other threads wait, what is under way ends
+        with the old weights, and every later result is of the new. Graphs that were captured on the
+        engine's contexts are closed. Shapes, memory and bindings stay as they are.
+
+        Parameters
+        ----------
+        model : path, bytes or onnx.ModelProto
+            The same network with other weights; external data is found beside a path. Where the
+            build converted the model (``precision="fp16"`` on TensorRT 11, say), an engine that was
+            built here converts this one too; for one that was loaded, give the converted model.
+
+        Raises
+        ------
+        RefitError
+            The engine is not refittable (``BuildConfig(refittable=True)``), or the model's weights
+            do not fit: ``problems`` lists them. Nothing was changed.
+        ModelError
+            The model cannot be read.
+        BusyError
+            On TensorRT 8, contexts are open: it demands new ones after a refit. Or this is called
+            from inside a call on a context.
+        UnsupportedError
+            The plan is of another release than the TensorRT that runs it.
+        EngineError
+            TensorRT failed half way, and does not tell how far it came. The engine refuses to run
+            until a refit succeeds.
+
+        Notes
+        -----
+        Neither call it nor make contexts in a profiler's callback: it waits for calls to end.
+        """
+        data, path = read_model(model)
+        external_files(data, path)  # TensorRT would open whatever they name
+        with self._record as handle:
+            check_same_border(read_proto(data), self.tensors.values())
+            prepared = self._as_built(data, path)
+            with self._changing, self.device._primary.current():
+                self._refit(handle, prepared, None if path is None else os.path.abspath(path))
+            self._plan = None  # it has the old weights
+            self._metadata["refitted_with_sha256"] = hashlib.sha256(data).hexdigest()
+
+    def _as_built(self, data: bytes, path: str | None) -> bytes:
+        """The model as the builder was given its own, if that is known."""
+        config = self._metadata.get("config")
+        if config is None:
+            return data
+        return prepared_model(self._library, data, path, BuildConfig.from_json(config))
+
+    def _refit(self, handle: PlanEngine, model: bytes, path: str | None) -> None:
+        contexts = self._contexts()
+        if contexts and handle.refittable and not handle.contexts_survive_refit:
+            raise BusyError(
+                f"the engine has {len(contexts)} execution contexts, and TensorRT "
+                f"{self.tensorrt_version} demands new ones after a refit; close its contexts and "
+                "sessions, refit, and open them again"
+            )
+        with standstill(contexts):
+            handle.refit(model, path, lambda: weights_of(read_proto(model), model, path))
+
+    def _contexts(self) -> dict[Record, Rest | None]:
+        """The engine's contexts, oldest first; there are no others while `_changing` is held."""
+        from .context import _State
+
+        children = sorted(self._record.children.copy(), key=lambda record: record.serial)
+        return {
+            record: self._rests.get(record)
+            for record in children
+            if record in self._rests or isinstance(record.handle, _State)
+        }
+
+    @property
+    def streamable_weights_bytes(self) -> int:
+        """Bytes of weights that can stay on the host; 0 unless built for weight streaming.
+
+        Raises
+        ------
+        UnsupportedError
+            This TensorRT has no weight streaming (before 10).
+        """
+        with self._record as handle, self.device._primary.current():
+            return int(handle.streamable_bytes)
+
+    @property
+    def weight_streaming_budget(self) -> int:
+        """Bytes of device memory for streamable weights; what exceeds them is streamed.
+
+        `streamable_weights_bytes` or more, the default, streams nothing; 0 streams as much as can
+        be. Set it before contexts and sessions are made.
+
+        Raises
+        ------
+        BusyError
+            Set while contexts are open.
+        InputError
+            Set to something else than a number of bytes.
+        EngineError
+            TensorRT refused it: the engine was not built with ``weight_streaming=True``, say.
+        UnsupportedError
+            This TensorRT has no weight streaming (before 10).
+        """
+        with self._record as handle, self.device._primary.current():
+            return int(handle.streaming_budget)
+
+    @weight_streaming_budget.setter
+    def weight_streaming_budget(self, nbytes: int) -> None:
+        if not isinstance(nbytes, int) or isinstance(nbytes, bool) or nbytes < 0:
+            raise InputError(f"a weight streaming budget is a number of bytes, not {nbytes!r}")
+        with self._record as handle, self._changing:
+            contexts = self._contexts()
+            if contexts:
+                raise BusyError(
+                    f"the engine has {len(contexts)} execution contexts; set its weight streaming "
+                    "budget before they and their sessions are made"
+                )
+            with self.device._primary.current():
+                handle.set_streaming_budget(nbytes)
+
+    def automatic_weight_streaming_budget(self) -> int:
+        """The budget that TensorRT would choose for the device memory that is free now, in bytes.
+
+        Raises
+        ------
+        UnsupportedError
+            The engine has 2 GiB of streamable weights or more, whose budget TensorRT's Python may
+            tell wrong; or this TensorRT has no weight streaming.
+        """
+        with self._record as handle, self.device._primary.current():
+            return int(handle.automatic_streaming_budget())
 
     # Shapes ---------------------------------------------------------------------------------
 
@@ -334,34 +608,35 @@ class Engine(Owned):
         return f"{self.name!r} on {self.device} ({inputs} -> {outputs})"
 
 
-def build_plan(
-    model: str | os.PathLike[str] | bytes | Any,
-    config: BuildConfig | None = None,
-    *,
-    profiles: Sequence[Profile] = (),
-    device: Device | str | int | None = None,
-    tensorrt: str | None = None,
-    on_progress: Callable[[str, int, int], bool] | None = None,
-) -> bytes:
-    """Build a plan from an ONNX model without loading it; parameters as `Engine.build`.
+def _read_plan(plan: str | os.PathLike[str] | bytes) -> tuple[str, Path | None, bytes]:
+    """A name for the engine, the file that it came from, and the plan itself."""
+    if isinstance(plan, (str, os.PathLike)):
+        path = Path(plan)
+        try:
+            return path.stem, path, path.read_bytes()
+        except OSError as error:
+            raise NotAPlanError(
+                f"the engine file {str(path)!r} cannot be read: {error.strerror or error}"
+            ) from error
+    if not isinstance(plan, (bytes, bytearray, memoryview)):
+        raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
+    return "engine", None, bytes(plan)
 
-    TensorRT for RTX builds without a GPU: where ``tensorrt="tensorrt_rtx"`` or
-    ``config.compute_capabilities`` ask for it, no device is opened and ``device`` is not looked at.
-    """
-    data, path = read_model(model)
-    config = config or BuildConfig()
-    if profiles:
-        if config.profiles:
-            raise InputError("profiles were given twice: in the config and as an argument")
-        config = replace(config, profiles=tuple(profiles))
-    offline = offline_flavour(tensorrt, bool(config.compute_capabilities))
-    if offline is not None:
-        return load_tensorrt(offline).build(data, path, config, on_progress)
-    with ExitStack() as stack:
-        opened, _ = borrow_or_open(device, stack)
-        library = opened.platform.tensorrt(tensorrt)
-        with opened._record as primary, primary.current():
-            return library.build(data, path, config, on_progress)
+
+def _facts_of_plan(plan: bytes, path: Path | None) -> dict[str, Any]:
+    version = plan_version(plan)
+    facts: dict[str, Any] = {
+        "built_by": None if version is None else ".".join(map(str, version)),
+        "plan_bytes": len(plan),
+    }
+    if path is not None:
+        facts["path"] = str(path)
+    return facts
+
+
+def _model_sha256(model: str | os.PathLike[str] | bytes | Any) -> str:
+    data, _ = read_model(model)
+    return hashlib.sha256(data).hexdigest()
 
 
 def check_shape(spec: TensorSpec, shape: Shape) -> None:

@@ -46,8 +46,9 @@ class Engine:
         )
 
 
-def load(plan: bytes, version: str = "10.16.1.11") -> tuple[PlanEngine, Engine]:
+def load(plan: bytes, version: str = "10.16.1.11", **told: Any) -> tuple[PlanEngine, Engine]:
     engine = Engine()
+    vars(engine).update(told)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: engine)
     library: Any = SimpleNamespace(
         module=SimpleNamespace(
@@ -55,6 +56,7 @@ def load(plan: bytes, version: str = "10.16.1.11") -> tuple[PlanEngine, Engine]:
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
         ),
         flavour=FLAVOURS["tensorrt_lean"].of_release(version),
+        name="tensorrt_lean",
         version=version,
         log=SimpleNamespace(logger=None, capture=lambda: nullcontext([])),
     )
@@ -95,6 +97,43 @@ def test_an_old_engine_is_not_asked_what_its_release_did_not_know() -> None:
     assert plan_engine.scratch_bytes == 0  # TensorRT allocates it itself
     assert plan_engine.create_context()
     assert engine.made_with == ()
+
+
+class Unasked:
+    """An engine of another release that is asked for anything at all."""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.fail(f"{name}: this call may crash the process")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        pytest.fail(f"setting {name} may crash the process")
+
+
+@pytest.mark.parametrize("plan", [HEADER_8_6, of_release(10, 3)], ids=["8.6", "10.3"])
+def test_an_engine_of_another_release_is_asked_nothing_that_running_it_does_not_need(
+    plan: bytes,
+) -> None:
+    plan_engine, _ = load(plan)
+    plan_engine._engine = Unasked()
+    facts = plan_engine.facts()
+    assert (facts.layer_count, facts.refittable, facts.layers) == (None, None, None)
+    assert "crashes the process" in facts.untold[""]
+    assert not plan_engine.refittable
+    for use in (
+        lambda: plan_engine.refit(b"", None, dict),
+        lambda: plan_engine.streamable_bytes,
+        lambda: plan_engine.streaming_budget,
+        lambda: plan_engine.set_streaming_budget(0),
+        plan_engine.automatic_streaming_budget,
+    ):
+        with pytest.raises(UnsupportedError, match="another release"):
+            use()
+
+
+def test_the_same_release_may_be_asked() -> None:
+    plan_engine, _ = load(of_release(10, 16), refittable=True, streamable_weights_size=7)
+    assert plan_engine.refittable
+    assert plan_engine.streamable_bytes == 7
 
 
 def test_an_old_context_gets_no_output_allocator() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from trt_runtime import (
     BuildConfig,
     BuildError,
+    BuildProgress,
     Device,
     Engine,
     InputError,
@@ -21,10 +24,11 @@ from trt_runtime import (
     UnsupportedError,
     build_plan,
 )
+from trt_runtime.build.config import Precision
 from trt_runtime.platform.tensorrt import TensorRT, load_tensorrt
 
 from ..conftest import without_gpu
-from ..models import dynamic, expand, half, integers, light, nonzero, reshape, static
+from ..models import dynamic, expand, fp8, half, int8, integers, light, nonzero, reshape, static
 from ..test_engine import unsupported
 
 pytestmark = pytest.mark.skipif(
@@ -126,10 +130,55 @@ def test_bytes_that_are_no_model_are_refused(model: bytes) -> None:
         build_plan(model, FOR_AMPERE)
 
 
-def test_fp16_is_refused_by_release_name(rtx: TensorRT) -> None:
-    config = BuildConfig(precision="fp16", compute_capabilities=("8.6",))
-    with pytest.raises(UnsupportedError, match=f"tensorrt_rtx {rtx.version} .*strongly typed"):
-        build_plan(static().model, config)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet"])
+def test_a_classic_network_builds_in_sixteen_bits(name: str, precision: Precision) -> None:
+    case, _ = light(name)
+    assert is_plan(build_plan(case.model, replace(FOR_AMPERE, precision=precision)))
+
+
+def test_two_profiles_build_in_sixteen_bits() -> None:
+    case = dynamic()
+    assert len(case.profiles) == 2
+    config = replace(FOR_AMPERE, precision="fp16", reduced_io=True)
+    assert is_plan(build_plan(case.model, config, profiles=case.profiles))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantised_precision_needs_a_quantised_model(rtx: TensorRT, precision: Precision) -> None:
+    told = f"tensorrt_rtx {rtx.version} .*strongly typed.*QuantizeLinear"
+    with pytest.raises(UnsupportedError, match=told):
+        build_plan(static().model, replace(FOR_AMPERE, precision=precision))
+
+
+@pytest.mark.parametrize(("make", "precision"), [(int8, "int8"), (fp8, "fp8")])
+def test_a_quantised_model_builds_as_it_says(make: Any, precision: Precision) -> None:
+    gpus = BuildConfig(compute_capabilities=("8.9",), precision=precision)
+    assert is_plan(build_plan(make().model, gpus))
+
+
+def test_calibration_is_refused_with_what_to_do_instead(rtx: TensorRT) -> None:
+    with pytest.raises(UnsupportedError, match=r"does not calibrate.*QuantizeLinear"):
+        build_plan(
+            static().model, replace(FOR_AMPERE, precision="int8"), calibration=[static().feeds[0]]
+        )
+
+
+def test_inputs_and_outputs_take_the_types_that_are_asked_for() -> None:
+    config = replace(FOR_AMPERE, io_types={"x": "float16", "y": "float16"})
+    plan = build_plan(static().model, replace(config, io_formats={"x": "hwc8"}))
+    assert is_plan(plan)
+    with pytest.raises(BuildError, match="could not build") as caught:
+        build_plan(static().model, replace(FOR_AMPERE, io_formats={"x": "hwc8"}))  # of float32
+    assert any("TensorFormats" in line for line in caught.value.log_lines)
+
+
+def test_a_library_that_is_no_plugin_is_refused_with_the_reason(tmp_path: Path) -> None:
+    fake = tmp_path / "libplugins.so"
+    fake.write_bytes(b"no library")
+    with pytest.raises(BuildError, match=r"cannot load .*libplugins") as caught:
+        build_plan(static().model, replace(FOR_AMPERE, plugin_libraries=(fake,)))
+    assert any("Unable to load library" in line for line in caught.value.log_lines)
 
 
 def test_an_unknown_compute_capability_is_told_the_known_ones() -> None:
@@ -160,21 +209,20 @@ def test_profiles_that_contradict_the_model_are_refused_with_the_reason() -> Non
 
 
 def test_progress_is_told_and_can_cancel() -> None:
-    seen: list[tuple[str, int, int]] = []
-
-    def on_progress(phase: str, done: int, steps: int) -> bool:
-        seen.append((phase, done, steps))
-        return True
-
-    assert is_plan(build_plan(static().model, FOR_AMPERE, on_progress=on_progress))
-    assert seen
+    seen: list[BuildProgress] = []
+    assert is_plan(build_plan(static().model, FOR_AMPERE, on_progress=seen.append))
+    ours = [told.phase for told in seen if not told.parent]
+    assert ours == ["parse", "parse", "build", "build"]
+    own = [told for told in seen if told.parent]
+    assert any(told.parent == "build" for told in own)
+    assert any(told.step == told.steps > 0 for told in own)
     with pytest.raises(BuildError, match="cancelled by on_progress"):
         build_plan(static().model, FOR_AMPERE, on_progress=lambda *_: False)
 
 
 def test_an_exception_in_on_progress_comes_out_of_the_build() -> None:
-    def on_progress(phase: str, done: int, steps: int) -> bool:
-        raise LookupError(phase)
+    def on_progress(told: BuildProgress) -> bool:
+        raise LookupError(told.phase)
 
     with pytest.raises(LookupError):
         build_plan(static().model, FOR_AMPERE, on_progress=on_progress)

@@ -31,24 +31,51 @@ RUNTIMES = (*BUILDERS, "tensorrt_lean-10.16.1", "tensorrt_lean-11.4.0", "tensorr
 RELEASE_8 = ("tensorrt-8.6.0",)
 WITHOUT_8 = tuple(release for release in RUNTIMES if release not in RELEASE_8)
 WEAKLY_TYPED = ("tensorrt-8.6.0", "tensorrt-10.16.1")
+RELEASE_10 = ("tensorrt-10.16.1",)
 RTX = ("tensorrt_rtx-1.7.1",)
+PARSER_REFITTERS = ("tensorrt-10.16.1", "tensorrt-11.4.0", *RTX)
 
 #: Which releases each file works with; a file that is not here may touch no TensorRT at all.
 FILES = {
     "__init__.py": RUNTIMES,
     "builder.py": BUILDERS,
+    "calibrator.py": WEAKLY_TYPED,
     "flavours.py": RUNTIMES,
+    "gpus.py": RUNTIMES,
+    "inspector.py": RUNTIMES,
     "log.py": RUNTIMES,
+    "refit.py": RUNTIMES,
     "runtime.py": RUNTIMES,
+    "settings.py": BUILDERS,
+    "timing.py": BUILDERS,
 }
 
 #: What the code calls an object of TensorRT, by file.
 RECEIVERS = {
+    "__init__.py": {"self.module.get_plugin_registry()": "IPluginRegistry"},
+    "settings.py": {
+        "settings": "IBuilderConfig",
+        "tensor": "ITensor",
+        "flags": "BuilderFlag",
+        "pools": "MemoryPoolType",
+    },
+    "timing.py": {
+        "settings": "IBuilderConfig",
+        "measured": "ITimingCache",
+    },
     "runtime.py": {
         "self._engine": "ICudaEngine",
         "self._context": "IExecutionContext",
         "self._runtime": "Runtime",
         "self._loader": "Runtime",
+        "runtime": "Runtime",
+        "config": "ISerializationConfig",
+    },
+    "inspector.py": {"plan._engine": "ICudaEngine", "inspector": "EngineInspector"},
+    "refit.py": {
+        "self._refitter": "Refitter",
+        "parser": "OnnxParserRefitter",
+        "prototype": "Weights",
     },
     "builder.py": {
         "builder": "Builder",
@@ -65,7 +92,16 @@ RECEIVERS = {
 
 #: Names that a guard keeps to some releases: there they exist, and somewhere else they do not.
 GUARDED: dict[str, tuple[str, ...]] = {
+    "init_libnvinfer_plugins": BUILDERS,
     "BuilderFlag.FP16": WEAKLY_TYPED,
+    "BuilderFlag.INT8": WEAKLY_TYPED,
+    "BuilderFlag.FP8": WEAKLY_TYPED,
+    "BuilderFlag.BF16": RELEASE_10,
+    "BuilderFlag.STRIP_PLAN": WITHOUT_8,
+    "BuilderFlag.WEIGHT_STREAMING": WITHOUT_8,
+    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": WITHOUT_8,
+    "IBuilderConfig.int8_calibrator": WEAKLY_TYPED,
+    "IBuilderConfig.set_calibration_profile": WEAKLY_TYPED,
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": RELEASE_8,
     "PreviewFeature.PROFILE_SHARING_0806": RELEASE_8,
     "ICudaEngine.create_execution_context_without_device_memory": RELEASE_8,
@@ -86,6 +122,32 @@ GUARDED: dict[str, tuple[str, ...]] = {
     "ComputeCapability": RTX,
     "IBuilderConfig.num_compute_capabilities": RTX,
     "IBuilderConfig.set_compute_capability": RTX,
+    "EngineInspector.get_engine_information": BUILDERS,
+    "EngineStat": WITHOUT_8,
+    "EngineStat.TOTAL_WEIGHTS_SIZE": WITHOUT_8,
+    "EngineStat.STRIPPED_WEIGHTS_SIZE": WITHOUT_8,
+    "ICudaEngine.get_engine_stat": WITHOUT_8,
+    "ICudaEngine.get_device_memory_size_for_profile_v2": WITHOUT_8,
+    "ICudaEngine.streamable_weights_size": WITHOUT_8,
+    "ICudaEngine.weight_streaming_budget_v2": WITHOUT_8,
+    "ICudaEngine.get_weight_streaming_automatic_budget": WITHOUT_8,
+    "ICudaEngine.create_serialization_config": WITHOUT_8,
+    "ICudaEngine.serialize_with_config": WITHOUT_8,
+    "ISerializationConfig.clear_flag": WITHOUT_8,
+    "ISerializationConfig.set_flag": WITHOUT_8,
+    "SerializationFlag": WITHOUT_8,
+    "SerializationFlag.EXCLUDE_WEIGHTS": WITHOUT_8,
+    "SerializationFlag.INCLUDE_REFIT": WITHOUT_8,
+    "Refitter.get_weights_prototype": WITHOUT_8,
+    "OnnxParserRefitter": PARSER_REFITTERS,
+    "OnnxParserRefitter.refit_from_bytes": PARSER_REFITTERS,
+    "OnnxParserRefitter.num_errors": PARSER_REFITTERS,
+    "OnnxParserRefitter.get_error": PARSER_REFITTERS,
+    "EngineValidity": RTX,
+    "EngineValidity.VALID": RTX,
+    "EngineValidity.SUBOPTIMAL": RTX,
+    "EngineInvalidityDiagnostics": RTX,
+    "Runtime.get_engine_validity": RTX,
 }
 
 #: Classes whose methods the bindings look up without listing them (see the manifests' README).
@@ -182,10 +244,11 @@ def source_of(file: str) -> str:
 
 
 def problems(file: str, names: set[str]) -> list[str]:
-    """Names that are touched where they do not exist."""
+    """Names that are touched where they do not exist; a guard holds in the file that has it."""
     told = []
+    has_guards = names_in(file, source_of(file)) & set(GUARDED)
     for name in sorted(names):
-        for release in GUARDED.get(name, FILES[file]):
+        for release in GUARDED[name] if name in has_guards else FILES[file]:
             if release in FILES[file] and not exists(release, name):
                 told.append(f"{file} touches {name}, which {release} does not have")
     return told
@@ -219,13 +282,23 @@ def test_the_names_are_found_at_all() -> None:
     assert {
         "Builder",
         "Builder.create_network",
-        "BuilderFlag.FP16",
         "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
         "IProgressMonitor.step_complete",
         "ITensor.is_shape_tensor",
         "ParserError.node_operator",
-        "MemoryPoolType.WORKSPACE",
+        "IBuilderConfig.int8_calibrator",
     } <= found["builder.py"]
+    assert {
+        "BuilderFlag.FP16",
+        "MemoryPoolType.WORKSPACE",
+        "IBuilderConfig.set_tactic_sources",
+        "HardwareCompatibilityLevel.AMPERE_PLUS",
+        "ITensor.allowed_formats",
+        "ProfilingVerbosity.DETAILED",
+    } <= found["settings.py"]
+    assert {"IBuilderConfig.set_timing_cache", "ITimingCache.combine"} <= found["timing.py"]
+    assert "IInt8EntropyCalibrator2.get_batch" in found["calibrator.py"]
+    assert "IPluginRegistry.load_library" in found["__init__.py"]
     assert found["log.py"] == {"ILogger", "ILogger.log"}
 
 

@@ -2,7 +2,9 @@
 
 What differs between TensorRT 8.6, 10, 11, TensorRT for RTX, and the lean and dispatch runtimes is
 known in this package and nowhere else: `flavours` says which there are, `log` collects what they
-say, `runtime` loads and runs engines, `builder` makes them.
+say, `runtime` loads and runs engines, `inspector` and `refit` ask and change them, `builder` makes
+them, `settings` knows what each option of a build is called and where it is missing, `calibrator`
+and `timing` are TensorRT's side of those.
 
 TensorRT's own objects never leave the classes that wrap them: TensorRT releases an object when the
 last reference goes, so one that leaked, into a traceback even, would outlive its owner.
@@ -10,18 +12,25 @@ last reference goes, so one that leaked, into a traceback even, would outlive it
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UnsupportedError
+from ...errors import BuildError, InputError, UnsupportedError
 from .flavours import FLAVOURS, Flavour, import_flavour, installed_flavours, offline_flavour
 from .log import Log
-from .runtime import PlanContext, PlanEngine
+from .runtime import PlanContext, PlanEngine, plan_validity, plan_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Sequence
 
     from ...build.config import BuildConfig
+    from ...build.progress import Reporter
+    from .builder import CalibrationData
+    from .runtime import Validity
+    from .timing import TimingFile
 
 __all__ = [
     "FLAVOURS",
@@ -32,7 +41,10 @@ __all__ = [
     "installed_flavours",
     "load_tensorrt",
     "offline_flavour",
+    "plan_version",
 ]
+
+logger = logging.getLogger("trt_runtime")
 
 # TensorRT has crashed when two threads of a process built at once with a shared timing cache.
 _building = threading.Lock()
@@ -51,6 +63,9 @@ class TensorRT:
         self.version = str(module.__version__)
         self.flavour = FLAVOURS[flavour].of_release(self.version)
         self.log = Log(module)
+        # Plugins are the library's for as long as it is loaded: engines that are open use them.
+        self._plugins: dict[str, Any] | None = None
+        self._loading_plugins = threading.Lock()
 
     @property
     def has_builder(self) -> bool:
@@ -60,29 +75,87 @@ class TensorRT:
         self, plan: bytes, *, trust_host_code: bool = False, lean_library: str | None = None
     ) -> PlanEngine:
         """Deserialise a plan; the device's context must be current. See `runtime.PlanEngine`."""
+        self.load_plugins()
         return PlanEngine(self, plan, trust_host_code=trust_host_code, lean_library=lean_library)
 
-    def build(
-        self,
-        model: bytes,
-        path: str | None,
-        config: BuildConfig,
-        on_progress: Callable[[str, int, int], bool] | None = None,
-    ) -> bytes:
-        """Build a plan from a serialised ONNX model; one build at a time in a process.
+    def validity(self, plan: bytes) -> tuple[Validity, tuple[str, ...]] | None:
+        """What the release says of a plan without loading it, or None if it cannot be asked.
 
-        ``path`` is where the model was read from: external data is found relative to it.
+        The device's context must be current.
         """
+        return plan_validity(self, plan)
+
+    def load_plugins(self, libraries: Sequence[str] = ()) -> None:
+        """Register NVIDIA's own plugins and those of ``libraries``, each once in a process.
+
+        Raises
+        ------
+        InputError
+            There is no such file.
+        BuildError
+            TensorRT cannot take it for a library of plugins.
+        """
+        with self._loading_plugins:
+            if self._plugins is None and self.has_builder:
+                if not self.module.init_libnvinfer_plugins(self.log.logger, ""):
+                    logger.warning("%s %s has no plugins of its own", self.name, self.version)
+                self._plugins = {}
+            for library in libraries:
+                path = str(Path(library).resolve())
+                if not os.path.isfile(path):
+                    raise InputError(
+                        f"there is no plugin library {library!r} (in {os.getcwd()!r}); check "
+                        "plugin_libraries"
+                    )
+                if self._plugins is None or path in self._plugins:
+                    continue
+                with self.log.capture() as lines:
+                    handle = self.module.get_plugin_registry().load_library(path)
+                if handle is None:
+                    raise BuildError(
+                        f"{self.name} {self.version} cannot load {library!r} as a library of "
+                        "plugins; it must be built for this release",
+                        log_lines=lines,
+                    )
+                self._plugins[path] = handle
+
+    def refuse(
+        self, config: BuildConfig, quantised: Iterable[str] = (), calibrated: bool = False
+    ) -> None:
+        """Raise for what this release and flavour cannot build; see `settings.refuse`."""
+        from .settings import refuse
+
         if not self.has_builder:
             raise UnsupportedError(
                 f"{self.name} {self.version} is a runtime without a builder. Build the engine with "
                 "the full TensorRT (version compatible), or install one: "
                 "pip install 'trt-runtime[tensorrt]' or 'trt-runtime[rtx]'"
             )
+        refuse(self, config, quantised, calibrated)
+
+    def build(
+        self,
+        model: bytes,
+        path: str | None,
+        config: BuildConfig,
+        reporter: Reporter,
+        calibration: CalibrationData | None = None,
+        timings: TimingFile | None = None,
+    ) -> bytes:
+        """Build a plan from a serialised ONNX model; one build at a time in a process.
+
+        ``path`` is where the model was read from: external data is found relative to it. What
+        `refuse` raises for has been refused before.
+        """
         from .builder import build_plan
 
-        with _building:
-            return build_plan(self, model, path, config, on_progress)
+        while not _building.acquire(timeout=0.1):
+            reporter.raise_if_stopped()
+        try:
+            self.load_plugins()
+            return build_plan(self, model, path, config, reporter, calibration, timings)
+        finally:
+            _building.release()
 
     def __repr__(self) -> str:
         return f"<TensorRT {self.name} {self.version}>"

@@ -1,29 +1,43 @@
-"""Building a plan with whichever TensorRT is loaded: the parser, the network, the settings.
+"""Building a plan with whichever TensorRT is loaded: the parser, the network, the profiles.
 
-What a release lacks is refused by name before the build begins, and never dropped.
+What the options of a build mean to TensorRT is in `settings`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from ...errors import (
     BuildError,
     InputError,
     MissingProfileError,
     ModelError,
+    TrtRuntimeError,
     UnsupportedError,
 )
-from ...tensor import Range, format_shape
+from ...tensor import Range, Shape, format_shape, numpy_dtype
+from .calibrator import Feed, make_calibrator
+from .settings import apply, apply_to_tensors, is_typed
+from .timing import TimingFile, keep_timings, use_timings
 
 if TYPE_CHECKING:
     from ...build.config import BuildConfig
+    from ...build.progress import Reporter
     from . import TensorRT
 
-Progress = Callable[[str, int, int], bool]
+
+class CalibrationData(Feed, Protocol):
+    """The data of a calibrated build; `build.calibration.CalibrationFeed` is one."""
+
+    def open(self, inputs: Mapping[str, tuple[Shape, np.dtype[Any]]]) -> None: ...
 
 
 def build_plan(
@@ -31,19 +45,20 @@ def build_plan(
     model: bytes,
     path: str | None,
     config: BuildConfig,
-    on_progress: Progress | None,
+    reporter: Reporter,
+    calibration: CalibrationData | None,
+    timings: TimingFile | None,
 ) -> bytes:
     """Parse ``model`` and build it; the plan as bytes."""
-    _refuse_what_is_missing(library, config)
     with library.log.capture() as lines:
-        build = _Build(library, config, lines, on_progress)
+        build = _Build(library, config, lines, reporter, calibration, timings)
         try:
             return build.run(model, path)
         except BaseException as error:
             _forget_objects(error)
-            users, build.callback_error = error is build.callback_error, None
             # A builder that cannot start is a null pointer to the bindings: a TypeError.
-            if users or not isinstance(error, (TypeError, RuntimeError)):
+            ours = reporter.failed or isinstance(error, TrtRuntimeError)
+            if ours or not isinstance(error, (TypeError, RuntimeError)):
                 raise
             raise BuildError(
                 f"TensorRT {library.version} could not build: {error}", log_lines=lines
@@ -52,62 +67,82 @@ def build_plan(
 
 def _forget_objects(error: BaseException) -> None:
     """Drop TensorRT's objects from the traceback, which would keep them for as long as it lives."""
+    here, caller = Path(__file__).parent, sys._getframe(1)
     step = error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code.co_filename == __file__ and step.tb_frame is not sys._getframe(1):
-            step.tb_frame.clear()
+        frame = step.tb_frame
+        if Path(frame.f_code.co_filename).parent == here and frame is not caller:
+            with contextlib.suppress(RuntimeError):  # it is still running
+                frame.clear()
         step = step.tb_next
-
-
-def _refuse_what_is_missing(library: TensorRT, config: BuildConfig) -> None:
-    flavour = library.flavour
-    release = f"{library.name} {library.version}"
-    if flavour.typed_only and config.precision == "fp16":
-        raise UnsupportedError(
-            f"{release} builds strongly typed networks only: precision='fp16' needs a model whose "
-            "tensors are float16; convert the ONNX model, or build with TensorRT 8.6 or 10"
-        )
-    if config.precision == "as-typed" and flavour.generation == 8:
-        raise UnsupportedError(
-            f"{release} has no strongly typed networks; use 'fp32', 'tf32' or 'fp16', or TensorRT "
-            "10 or later"
-        )
-    if config.compute_capabilities and not flavour.compute_capabilities:
-        raise UnsupportedError(
-            f"{release} builds for the GPU at hand; compute_capabilities are TensorRT for RTX's"
-        )
 
 
 class _Build:
     """One build: what TensorRT gives out along the way, and the lines it logs."""
 
     def __init__(
-        self, library: TensorRT, config: BuildConfig, lines: list[str], on_progress: Progress | None
+        self,
+        library: TensorRT,
+        config: BuildConfig,
+        lines: list[str],
+        reporter: Reporter,
+        calibration: CalibrationData | None,
+        timings: TimingFile | None,
     ) -> None:
         self.library = library
         self.config = config
         self.lines = lines
-        self.on_progress = on_progress
-        self.cancelled = False
-        self.callback_error: BaseException | None = None
+        self.reporter = reporter
+        self.calibration = calibration
+        self.timings = timings
         self.module: Any = library.module
 
     def run(self, model: bytes, path: str | None) -> bytes:
+        self.reporter.step("parse", False)
         builder = self.module.Builder(self.library.log.logger)
+        # The registry logs to nobody before there is a builder.
+        self.library.load_plugins([os.fspath(path) for path in self.config.plugin_libraries])
+        self._check_accelerator(builder)
         network = self._made(builder.create_network(self._network_flags()), "a network")
         parser = self.module.OnnxParser(network, self.library.log.logger)
         self._parse(network, parser, model, path)
+        self.reporter.step("parse", True)
+        inputs = {
+            str(tensor.name): tensor
+            for tensor in (network.get_input(i) for i in range(network.num_inputs))
+        }
+        outputs = {
+            str(tensor.name): tensor
+            for tensor in (network.get_output(i) for i in range(network.num_outputs))
+        }
         settings = self._made(builder.create_builder_config(), "a builder configuration")
-        self._apply(settings)
-        self._add_profiles(builder, network, settings)
+        apply(self.library, settings, self.config)
+        apply_to_tensors(self.library, self.config, inputs, outputs)
+        self._add_profiles(builder, network, settings, inputs)
+        if self.timings is not None:
+            use_timings(self.library, settings, self.timings)
+        if self.calibration is not None:
+            self._calibrate(builder, settings, inputs, self.calibration)
+        if self.library.flavour.monitor:
+            settings.progress_monitor = self._monitor()
+        self.reporter.step("build", False)
         plan = builder.build_serialized_network(network, settings)
-        if self.callback_error is not None:
-            raise self.callback_error
-        if self.cancelled:
-            raise BuildError("the build was cancelled by on_progress", log_lines=self.lines)
+        self.reporter.raise_if_stopped(self.lines)
         if plan is None:
             raise BuildError("TensorRT could not build the engine", log_lines=self.lines)
+        if self.timings is not None:
+            keep_timings(self.library, settings, self.timings)
+        self.reporter.step("build", True)
         return bytes(plan)
+
+    def _check_accelerator(self, builder: Any) -> None:
+        core, there = self.config.dla_core, int(builder.num_DLA_cores)
+        if core is not None and core >= there:
+            cores = "no DLA core" if not there else f"DLA cores 0 to {there - 1}"
+            raise UnsupportedError(
+                f"{self.library.name} {self.library.version} finds {cores} on this device, and "
+                f"dla_core={core} was asked for; leave it out to build for the GPU"
+            )
 
     def _made(self, thing: Any, what: str) -> Any:
         if thing is None:
@@ -118,7 +153,7 @@ class _Build:
         flags = self.module.NetworkDefinitionCreationFlag
         if self.library.flavour.needs_explicit_batch:
             return 1 << int(flags.EXPLICIT_BATCH)
-        if self.config.precision == "as-typed" or self.library.flavour.typed_only:
+        if is_typed(self.library.flavour, self.config):
             return 1 << int(flags.STRONGLY_TYPED)
         return 0
 
@@ -149,83 +184,37 @@ class _Build:
         label = f" {name!r}" if name else ""
         return f"node {index}{label} ({operator}): {text}"
 
-    def _apply(self, settings: Any) -> None:
-        config, flags = self.config, self.module.BuilderFlag
-        if config.precision == "fp16":
-            settings.set_flag(flags.FP16)
-        if config.precision == "fp32":
-            settings.clear_flag(flags.TF32)
-        if config.version_compatible:
-            settings.set_flag(flags.VERSION_COMPATIBLE)
-            if not config.embed_lean_runtime:
-                settings.set_flag(flags.EXCLUDE_LEAN_RUNTIME)
-        if config.optimization_level is not None:
-            settings.builder_optimization_level = config.optimization_level
-        if config.workspace_bytes is not None:
-            settings.set_memory_pool_limit(
-                self.module.MemoryPoolType.WORKSPACE, config.workspace_bytes
-            )
-        if not self.library.flavour.shared_profiles:
-            settings.set_preview_feature(self.module.PreviewFeature.PROFILE_SHARING_0806, True)
-        if config.compute_capabilities:
-            self._set_compute_capabilities(settings)
-        if self.on_progress is not None and self.library.flavour.generation >= 10:
-            settings.progress_monitor = self._monitor()
-
-    def _set_compute_capabilities(self, settings: Any) -> None:
-        known = self.module.ComputeCapability
-        settings.num_compute_capabilities = len(self.config.compute_capabilities)
-        for index, text in enumerate(self.config.compute_capabilities):
-            name = "SM" + text.replace(".", "")
-            if not hasattr(known, name):
-                names = ", ".join(
-                    f"{n[2:-1]}.{n[-1]}" for n in known.__members__ if n.startswith("SM")
-                )
-                raise UnsupportedError(
-                    f"{self.library.name} {self.library.version} does not build for compute "
-                    f"capability {text}; it knows {names}"
-                )
-            if not settings.set_compute_capability(getattr(known, name), index):
-                raise BuildError(
-                    f"TensorRT refused compute capability {text}", log_lines=self.lines
-                )
-
-    def _report(self, phase: str, done: int, steps: int) -> bool:
-        """Tell the user; whether to go on. TensorRT would lose an exception, so it is kept."""
-        if not self.cancelled and self.on_progress is not None:
-            try:
-                self.cancelled = self.on_progress(phase, done, steps) is False
-            except BaseException as error:
-                self.callback_error = error
-                self.cancelled = True
-        return not self.cancelled
-
     def _monitor(self) -> Any:
+        """Passes TensorRT's reports on. It is there even if nobody listens, to cancel the build."""
         base = self.module.IProgressMonitor
-        report = self._report
+        reporter = self.reporter
 
         class Monitor(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
                 base.__init__(self)
-                self._steps: dict[str, int] = {}
+                self._phases: dict[str, tuple[int, str]] = {}
 
-            def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
-                self._steps[phase_name] = num_steps
-                report(phase_name, 0, num_steps)
+            def phase_start(
+                self, phase_name: str, parent_phase: str | None, num_steps: int
+            ) -> None:
+                self._phases[phase_name] = (int(num_steps), str(parent_phase or "build"))
+                self._report(phase_name, 0)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                return report(phase_name, step + 1, self._steps.get(phase_name, 0))
+                return self._report(phase_name, int(step) + 1)
 
             def phase_finish(self, phase_name: str) -> None:
-                self._steps.pop(phase_name, None)
+                self._phases.pop(phase_name, None)
+
+            def _report(self, phase: str, step: int) -> bool:
+                steps, parent = self._phases.get(phase, (0, "build"))
+                return reporter.report(str(phase), min(step, steps), steps, parent)
 
         return Monitor()
 
-    def _add_profiles(self, builder: Any, network: Any, settings: Any) -> None:
-        inputs = {
-            str(tensor.name): tensor
-            for tensor in (network.get_input(i) for i in range(network.num_inputs))
-        }
+    def _add_profiles(
+        self, builder: Any, network: Any, settings: Any, inputs: Mapping[str, Any]
+    ) -> None:
         dynamic = {name for name, tensor in inputs.items() if -1 in tuple(tensor.shape)} | {
             name for name, tensor in inputs.items() if tensor.is_shape_tensor
         }
@@ -263,6 +252,43 @@ class _Build:
                     log_lines=self.lines,
                 )
 
+    def _calibrate(
+        self, builder: Any, settings: Any, inputs: Mapping[str, Any], calibration: CalibrationData
+    ) -> None:
+        """Calibrate at the shapes of the first profile's optimum, or at the only ones there are."""
+        shape_tensors = [name for name, tensor in inputs.items() if tensor.is_shape_tensor]
+        if shape_tensors:
+            raise UnsupportedError(
+                f"calibration gives arrays, and {', '.join(map(repr, shape_tensors))} is a shape "
+                "tensor; put QuantizeLinear and DequantizeLinear nodes into the model instead"
+            )
+        changed = [name for name in dict(self.config.io_types) if name in inputs]
+        if changed:
+            raise InputError(
+                "TensorRT calibrates with inputs of the model's own types; leave "
+                f"{', '.join(map(repr, changed))} out of io_types, or quantise the model itself"
+            )
+        optimum = self.config.profiles[0] if self.config.profiles else {}
+        shapes = {
+            name: optimum[name].opt if name in optimum else tuple(int(n) for n in tensor.shape)
+            for name, tensor in inputs.items()
+        }
+        calibration.open(
+            {
+                name: (shapes[name], numpy_dtype(tensor.dtype.name, name))
+                for name, tensor in inputs.items()
+            }
+        )
+        settings.int8_calibrator = make_calibrator(self.module, calibration, self.reporter.fail)
+        if any(-1 in tuple(tensor.shape) for tensor in inputs.values()):
+            ranges = builder.create_optimization_profile()
+            for name, shape in shapes.items():
+                ranges.set_shape(name, shape, shape, shape)
+            if not settings.set_calibration_profile(ranges):
+                raise BuildError(
+                    f"TensorRT refused a calibration profile of {shapes}", log_lines=self.lines
+                )
+
     def _shapes_to_repeat(self, network: Any, inputs: Mapping[str, Any]) -> dict[str, Range]:
         """Fixed shapes that a profile must repeat, or the engine would not tell them later.
 
@@ -276,7 +302,7 @@ class _Build:
 
 
 def _missing_profile(
-    inputs: dict[str, Any],
+    inputs: Mapping[str, Any],
     names: set[str],
     given: Mapping[str, Sequence[tuple[int, ...]]],
     number: int | None = None,

@@ -33,6 +33,12 @@ class Flavour:
         Contexts may share an optimisation profile without a preview feature (10 and later).
     compute_capabilities : bool
         Builds for chosen compute capabilities, without a GPU (RTX).
+    timing_cache : bool
+        Times kernels while it builds. RTX 1.7.1 calls its timing cache a no-op.
+    hardware_compatibility : bool
+        Builds for several GPUs by level. RTX 1.7.1 ignores the level, with a warning.
+    dla : bool
+        Can build for deep learning accelerators. RTX 1.7.1 says that its DLA is disabled.
     install : str
         The command that installs it.
     """
@@ -45,6 +51,14 @@ class Flavour:
     typed_only: bool = False
     shared_profiles: bool = True
     compute_capabilities: bool = False
+    timing_cache: bool = True
+    hardware_compatibility: bool = True
+    dla: bool = True
+
+    @property
+    def monitor(self) -> bool:
+        """Whether a build tells its progress, and can be cancelled (10 and later)."""
+        return self.generation >= 10
 
     def of_release(self, version: str) -> Flavour:
         """The same flavour as of that release."""
@@ -77,6 +91,9 @@ FLAVOURS = {
             "pip install tensorrt-rtx",
             typed_only=True,
             compute_capabilities=True,
+            timing_cache=False,
+            hardware_compatibility=False,
+            dla=False,
         ),
         Flavour("tensorrt_lean", 10, False, "pip install tensorrt-lean"),
         Flavour("tensorrt_dispatch", 10, False, "pip install tensorrt-dispatch"),

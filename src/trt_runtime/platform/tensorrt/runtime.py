@@ -8,21 +8,26 @@ of `trt_runtime.engine` and `trt_runtime.context`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import (
     CorruptPlanError,
     EngineError,
+    ModelError,
     NotAPlanError,
     OutOfMemoryError,
     PlanDeviceError,
     PlanError,
     PlanVersionError,
+    RefitError,
     ShapeError,
     UnsupportedError,
     UntrustedPlanError,
 )
 from ...tensor import Range, Shape, TensorSpec, format_shape, numpy_dtype
+from .inspector import EngineFacts, engine_facts, stripped_bytes
+from .refit import Arrays, Refit
 
 if TYPE_CHECKING:
     from . import TensorRT
@@ -68,6 +73,26 @@ _REFUSALS: tuple[tuple[tuple[str, ...], type[PlanError], str], ...] = (
 )
 
 
+Validity = Literal["valid", "suboptimal", "invalid"]
+
+# TensorRT for RTX's ``EngineInvalidityDiagnostics``.
+_DIAGNOSTICS = {
+    "VERSION_MISMATCH": "it was built by another release; build it again",
+    "UNSUPPORTED_CC": "it was not built for this GPU's compute capability; build it again",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory; build it with weight_streaming=True",
+    "MALFORMED_ENGINE": "it is damaged, or no plan",
+    "CUDA_ERROR": "CUDA failed",
+}
+
+# Of the warning that TensorRT logs then.
+_OTHER_GPU = "different models of devices"
+
+#: Where 32 bits end: what ``get_weight_streaming_automatic_budget`` returns from there on is wrong.
+_LARGEST_AUTOMATIC_BUDGET = 1 << 31
+
+
 def plan_version(plan: bytes) -> tuple[int, int, int, int] | None:
     """The release that built a plan, read off its header; None if there is no such header.
 
@@ -92,13 +117,80 @@ def _is_foreign(library: TensorRT, generation: int) -> bool:
     return generation < 10 <= library.flavour.generation
 
 
+def _is_native(library: TensorRT, plan: bytes) -> bool:
+    """Whether a plan is of the release that runs it, which then knows all of the engine's calls.
+
+    What an older release's engine is asked, it must have known: see `PlanEngine.generation`. Which
+    call came with which minor release is not known here, so such engines are asked no more than is
+    needed to run them.
+    """
+    version = plan_version(plan)
+    if version is None:  # not understood: taken for the latest, as by `plan_generation`
+        return True
+    return version[:2] == tuple(int(part) for part in library.version.split(".")[:2])
+
+
+def plan_validity(library: TensorRT, plan: bytes) -> tuple[Validity, tuple[str, ...]] | None:
+    """What TensorRT for RTX says of a plan's header; None from releases without the question."""
+    if not hasattr(library.module, "EngineValidity"):
+        return None
+    with library.log.capture() as lines:
+        try:
+            runtime = library.module.Runtime(library.log.logger)
+            verdict, diagnostics = runtime.get_engine_validity(plan)
+        except (TypeError, RuntimeError) as error:
+            raise EngineError(
+                f"TensorRT {library.version} could not judge the plan: {error}", log_lines=lines
+            ) from None
+        finally:
+            runtime = None
+    kinds = library.module.EngineInvalidityDiagnostics.__members__
+    found = [str(name) for name, bit in kinds.items() if int(diagnostics) & int(bit)]
+    reasons = tuple(_DIAGNOSTICS.get(name, name.lower()) for name in found)
+    verdicts: dict[int, Validity] = {
+        int(library.module.EngineValidity.VALID): "valid",
+        int(library.module.EngineValidity.SUBOPTIMAL): "suboptimal",
+    }
+    return verdicts.get(int(verdict), "invalid"), reasons
+
+
+class _Weights:
+    """Whether an engine's weights can be used: shared by the engine and its contexts."""
+
+    __slots__ = ("unusable",)
+
+    def __init__(self) -> None:
+        #: Why not; empty if they can.
+        self.unusable = ""
+
+
+_STRIPPED = (
+    "the plan was built without its weights; give them to the engine before it is used: "
+    "engine.refit('model.onnx')"
+)
+_HALF_REFITTED = (
+    "a refit failed half way, and the engine's weights are neither the old nor the new ones; refit "
+    "it again, or load the plan again"
+)
+
+
 class PlanEngine:
     """A deserialised engine and the runtime that made it.
 
-    The device's context must be current for construction, `create_context` and `release`.
+    The device's context must be current for construction, `create_context`, `refit` and `release`.
     """
 
-    __slots__ = ("_engine", "_foreign", "_library", "_loader", "_runtime", "generation")
+    __slots__ = (
+        "_engine",
+        "_foreign",
+        "_library",
+        "_loader",
+        "_native",
+        "_runtime",
+        "_weights",
+        "generation",
+        "load_warnings",
+    )
 
     def __init__(
         self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
@@ -112,6 +204,8 @@ class PlanEngine:
         #: ``device_memory_size_v2`` of an 8.6.0 engine under 10.16.1).
         self.generation = min(library.flavour.generation, plan_generation(plan))
         self._foreign = _is_foreign(library, self.generation)
+        self._native = _is_native(library, plan)
+        self._weights = _Weights()
         with library.log.capture() as lines:
             try:
                 self._runtime = library.module.Runtime(library.log.logger)
@@ -127,6 +221,10 @@ class PlanEngine:
                 if trust_host_code:
                     self._runtime.engine_host_code_allowed = True
                 self._engine = self._runtime.deserialize_cuda_engine(plan)
+                #: What TensorRT warned of while it loaded the plan.
+                self.load_warnings = tuple(lines)
+                if self._engine is not None and self._is_stripped():
+                    self._weights.unusable = _STRIPPED
             except (TypeError, RuntimeError) as error:
                 self.release()
                 raise EngineError(
@@ -147,6 +245,128 @@ class PlanEngine:
         self._loader = None
 
     @property
+    def other_gpu_warnings(self) -> tuple[str, ...]:
+        """What TensorRT warned of when it loaded a plan that was built on another GPU."""
+        return tuple(line for line in self.load_warnings if _OTHER_GPU in line.lower())
+
+    @property
+    def why_closed_to_questions(self) -> str:
+        """Why this engine is asked nothing that is not needed to run it; empty if it is."""
+        if self._native:
+            return ""
+        return (
+            f"the plan is of another release than {self._library.name} {self._library.version}, "
+            "and a question that its own did not know crashes the process"
+        )
+
+    @property
+    def refittable(self) -> bool:
+        return self._native and bool(self._engine.refittable)
+
+    @property
+    def contexts_survive_refit(self) -> bool:
+        """TensorRT 8 demands new contexts after a refit (NvInferRuntime.h, ``refitCudaEngine``)."""
+        return self.generation >= 10
+
+    def _is_stripped(self) -> bool:
+        if self.generation < 10 or not self.refittable:
+            return False
+        return stripped_bytes(self) > 0
+
+    def refit(self, model: bytes, path: str | None, weights_of: Callable[[], Arrays]) -> None:
+        """Replace the weights by those of a model; nothing may be using the engine.
+
+        Raises
+        ------
+        UnsupportedError
+            The engine is of another release.
+        RefitError
+            The engine is not refittable, or the weights do not fit; nothing was changed.
+        EngineError
+            TensorRT failed half way. The engine refuses to run until a refit succeeds.
+        """
+        if not self._native:
+            raise UnsupportedError(
+                "this engine cannot be refitted here: " + self.why_closed_to_questions
+            )
+        if not self._engine.refittable:
+            raise RefitError(
+                "the engine cannot be refitted; build it with BuildConfig(refittable=True)"
+            )
+        before, self._weights.unusable = self._weights.unusable, _HALF_REFITTED
+        try:
+            with self._library.log.capture() as lines:
+                Refit(self, lines).run(model, path, weights_of)
+        except (RefitError, ModelError):  # raised before anything was changed
+            self._weights.unusable = before
+            raise
+        self._weights.unusable = ""
+
+    def facts(self) -> EngineFacts:
+        """What the engine tells of itself; nothing if it is of another release."""
+        if not self._native:
+            return EngineFacts(untold={"": self.why_closed_to_questions})
+        facts = engine_facts(self)
+        streams = self.generation >= 10
+        return replace(
+            facts,
+            scratch_bytes=self.scratch_bytes,
+            streamable_bytes=self.streamable_bytes if streams else None,
+            streaming_budget=self.streaming_budget if streams else None,
+        )
+
+    # Weight streaming -----------------------------------------------------------------------
+
+    @property
+    def streamable_bytes(self) -> int:
+        self._require_streaming()
+        return int(self._engine.streamable_weights_size)
+
+    @property
+    def streaming_budget(self) -> int:
+        self._require_streaming()
+        return int(self._engine.weight_streaming_budget_v2)
+
+    def automatic_streaming_budget(self) -> int:
+        """The budget that TensorRT would choose for the memory that is free now.
+
+        Raises
+        ------
+        UnsupportedError
+            It could be 2 GiB or more, which the bindings return wrapped round to 32 bits.
+        """
+        streamable = self.streamable_bytes
+        if streamable >= _LARGEST_AUTOMATIC_BUDGET:
+            raise UnsupportedError(
+                f"TensorRT's Python cannot tell an automatic budget of 2 GiB or more, and the "
+                f"engine has {streamable} bytes of streamable weights; set weight_streaming_budget "
+                "to what Device.memory_info() leaves you"
+            )
+        return int(self._engine.get_weight_streaming_automatic_budget())
+
+    def set_streaming_budget(self, nbytes: int) -> None:
+        """No context of the engine may exist."""
+        self._require_streaming()
+        with self._library.log.capture() as lines:
+            try:
+                self._engine.weight_streaming_budget_v2 = nbytes
+            except RuntimeError:
+                raise EngineError(
+                    f"TensorRT refused a weight streaming budget of {nbytes} bytes", log_lines=lines
+                ) from None
+
+    def _require_streaming(self) -> None:
+        if not self._native:
+            raise UnsupportedError(
+                "weight streaming cannot be controlled: " + self.why_closed_to_questions
+            )
+        if self.generation < 10:
+            raise UnsupportedError(
+                f"{self._library.name} {self._library.version} has no weight streaming; use "
+                "TensorRT 10 or later, or TensorRT for RTX"
+            )
+
+    @property
     def scratch_bytes(self) -> int:
         """Device memory that one context must be given, for any profile.
 
@@ -165,7 +385,10 @@ class PlanEngine:
 
     def serialize(self) -> bytes:
         with self._library.log.capture() as lines:
-            memory = self._engine.serialize()
+            if self.generation >= 10 and self.refittable:
+                memory = self._serialize_refittable()
+            else:
+                memory = self._engine.serialize()
         if memory is None:
             raise EngineError(
                 "TensorRT could not serialise the engine. One that was loaded from a version-"
@@ -173,6 +396,19 @@ class PlanEngine:
                 log_lines=lines,
             )
         return bytes(memory)
+
+    def _serialize_refittable(self) -> Any:
+        """With the weights that it has now, if it has any, and so that it stays refittable.
+
+        Both are flags from TensorRT 10 on, so neither is left to a release's default.
+        """
+        flags = self._library.module.SerializationFlag
+        config = self._engine.create_serialization_config()
+        if self._weights.unusable != _STRIPPED:
+            config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        if hasattr(flags, "INCLUDE_REFIT"):  # not in the first releases of 10
+            config.set_flag(flags.INCLUDE_REFIT)
+        return self._engine.serialize_with_config(config)
 
     def describe(self) -> tuple[TensorSpec, ...]:
         """Every input and output, in the engine's order."""
@@ -230,6 +466,8 @@ class PlanEngine:
 
     def create_context(self) -> PlanContext:
         """A context; one with `scratch_bytes` must be given them by `PlanContext.set_scratch`."""
+        if self._weights.unusable:
+            raise EngineError(self._weights.unusable)
         with self._library.log.capture() as lines:
             if self._foreign:
                 made = self._engine.create_execution_context()
@@ -238,7 +476,7 @@ class PlanEngine:
                 made = self._engine.create_execution_context(strategies.USER_MANAGED)
             else:
                 made = self._engine.create_execution_context_without_device_memory()
-            context = PlanContext(self._library, self.generation, made)
+            context = PlanContext(self._library, self.generation, made, self._weights)
             del made
         if not context:
             raise EngineError("TensorRT could not create an execution context", log_lines=lines)
@@ -255,10 +493,12 @@ class PlanContext:
         "_generation",
         "_library",
         "_profiler",
+        "_weights",
     )
 
-    def __init__(self, library: TensorRT, generation: int, context: Any) -> None:
+    def __init__(self, library: TensorRT, generation: int, context: Any, weights: _Weights) -> None:
         self._library = library
+        self._weights = weights
         self._generation = generation
         self._context = context
         self._allocator: Any = None
@@ -415,6 +655,8 @@ class PlanContext:
         self._context.profiler = self._profiler
 
     def enqueue(self, stream: int) -> None:
+        if self._weights.unusable:
+            raise EngineError(self._weights.unusable)
         if not self._context.execute_async_v3(stream):
             lines = self._library.log.take_errors()
             if any("out of memory" in line.lower() for line in lines):

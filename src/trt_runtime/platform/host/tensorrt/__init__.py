@@ -14,13 +14,23 @@ from . import enums
 from .builder import Builder
 from .config import IBuilderConfig, ITimingCache
 from .context import IExecutionContext
-from .engine import EngineInspector, ICudaEngine
-from .interfaces import IHostMemory, ILogger, IOutputAllocator, IProfiler, IProgressMonitor
+from .engine import EngineInspector, ICudaEngine, ISerializationConfig
+from .interfaces import (
+    IHostMemory,
+    IInt8EntropyCalibrator2,
+    ILogger,
+    IOutputAllocator,
+    IProfiler,
+    IProgressMonitor,
+)
 from .network import INetworkDefinition, ITensor
 from .parser import OnnxParser, ParserError
+from .plugins import IPluginRegistry
 from .profile import IOptimizationProfile
+from .refitter import OnnxParserRefitter, Refitter
 from .runtime import Runtime
 from .seam import Driver
+from .weights import Weights
 
 __all__ = ["HostTensorRT"]
 
@@ -37,6 +47,7 @@ class HostTensorRT:
     """
 
     ILogger = ILogger
+    IInt8EntropyCalibrator2 = IInt8EntropyCalibrator2
     IOutputAllocator = IOutputAllocator
     IProfiler = IProfiler
     IProgressMonitor = IProgressMonitor
@@ -48,13 +59,19 @@ class HostTensorRT:
     IHostMemory = IHostMemory
     INetworkDefinition = INetworkDefinition
     IOptimizationProfile = IOptimizationProfile
+    ISerializationConfig = ISerializationConfig
+    IPluginRegistry = IPluginRegistry
     ITensor = ITensor
     ITimingCache = ITimingCache
     ParserError = ParserError
+    Weights = Weights
 
     BuilderFlag = enums.BuilderFlag
+    CalibrationAlgoType = enums.CalibrationAlgoType
     DataType = enums.DataType
+    DeviceType = enums.DeviceType
     EngineCapability = enums.EngineCapability
+    EngineStat = enums.EngineStat
     ErrorCode = enums.ErrorCode
     ExecutionContextAllocationStrategy = enums.ExecutionContextAllocationStrategy
     HardwareCompatibilityLevel = enums.HardwareCompatibilityLevel
@@ -64,6 +81,7 @@ class HostTensorRT:
     OnnxParserFlag = enums.OnnxParserFlag
     PreviewFeature = enums.PreviewFeature
     ProfilingVerbosity = enums.ProfilingVerbosity
+    SerializationFlag = enums.SerializationFlag
     TacticSource = enums.TacticSource
     TensorFormat = enums.TensorFormat
     TensorIOMode = enums.TensorIOMode
@@ -73,10 +91,17 @@ class HostTensorRT:
         self.__name__ = "tensorrt_host"
         self.__version__ = version
         self.driver = driver
+        self._plugins = IPluginRegistry(self, ILogger())
         self.Builder = functools.partial(Builder, self)
         self.OnnxParser = functools.partial(OnnxParser, self)
+        self.OnnxParserRefitter = functools.partial(OnnxParserRefitter, self)
+        self.Refitter = functools.partial(Refitter, self)
         self.Runtime = functools.partial(Runtime, self)
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
-        """Do nothing, successfully: the host has no plugins."""
+        """Take the logger, and do nothing else: the host has no plugins of its own."""
+        self._plugins = IPluginRegistry(self, logger)
         return True
+
+    def get_plugin_registry(self) -> Any:
+        return self._plugins

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....build.precision import with_io_types
 from . import plan
+from .calibration import calibrate
 from .config import IBuilderConfig
-from .enums import BuilderFlag, NetworkDefinitionCreationFlag
+from .datatypes import numpy_dtype
+from .enums import BuilderFlag, NetworkDefinitionCreationFlag, TensorFormat
 from .interfaces import IHostMemory, ILogger, IProgressMonitor
 from .model import layer_name
 from .network import INetworkDefinition
 from .profile import IOptimizationProfile, Profile, ProfileRefused, resolve
 from .seam import Platform, TensorRTObject, log, refuse_construction
+from .weights import without_weights
 
 _PRECISIONS = (BuilderFlag.FP16, BuilderFlag.BF16, BuilderFlag.INT8, BuilderFlag.FP8)
 
@@ -79,10 +83,19 @@ class Builder(TensorRTObject):
                 "cancelled by the progress monitor)"
             )
             return None
-        model = network._model.SerializeToString()
+        model, ranges = _with_border_types(network), None
+        if config.get_flag(BuilderFlag.INT8) and config.int8_calibrator is not None:
+            ranges = calibrate(self, network, model, config)
+            if ranges is None:
+                return None
         if config._timing_cache is not None:
-            config._timing_cache._remember(model)
-        return IHostMemory(plan.pack(self._header(network, config, profiles), model))
+            known, new = config._timing_cache._remember(network._model.graph.node)
+            self._info(f"Timing cache: {known} layers were known, {new} are new")
+        header = self._header(network, config, profiles)
+        header["calibrated_ranges"] = ranges
+        if config.get_flag(BuilderFlag.STRIP_PLAN):
+            model, header["stripped_bytes"] = without_weights(model)
+        return IHostMemory(plan.pack(header, model))
 
     def _refusal(self, network: INetworkDefinition, config: IBuilderConfig) -> str | None:
         if network._model is None:
@@ -93,6 +106,14 @@ class Builder(TensorRTObject):
                 return (
                     "Error Code 3: API Usage Error (a strongly typed network takes its types from "
                     f"the model, but precision flags are set: {', '.join(set_flags)})"
+                )
+        elif config.get_flag(BuilderFlag.WEIGHT_STREAMING):
+            return "Error Code 3: API Usage Error (weight streaming needs a strongly typed network)"
+        for name, formats in network._formats.items():
+            if not formats >> int(TensorFormat.LINEAR) & 1:
+                return (
+                    f"Error Code 3: API Usage Error ({name}: none of the tensor's allowed "
+                    "TensorFormats is supported; the host has LINEAR)"
                 )
         try:
             resolve([t for t in network._tensors if t.is_input], config._profiles)
@@ -123,7 +144,15 @@ class Builder(TensorRTObject):
             "profiling_verbosity": config.profiling_verbosity,
             "hardware_compatibility_level": config.hardware_compatibility_level,
             "engine_capability": config.engine_capability,
+            "tactic_sources": config.get_tactic_sources(),
         }
+
+
+def _with_border_types(network: INetworkDefinition) -> bytes:
+    """The model, cast where an input or output was given another type than its own."""
+    model: bytes = network._model.SerializeToString()
+    types = {name: numpy_dtype(kind).name for name, kind in network._border_types.items()}
+    return with_io_types(model, None, types) if types else model
 
 
 class _Progress:

@@ -1,12 +1,15 @@
-"""What a build is told, and the timing cache, which on the host times nothing."""
+"""What a build is told, and the timing cache, which on the host remembers without timing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from typing import Any
 
 from .enums import (
     BuilderFlag,
+    DeviceType,
     EngineCapability,
     HardwareCompatibilityLevel,
     MemoryPoolType,
@@ -14,7 +17,7 @@ from .enums import (
     ProfilingVerbosity,
     TacticSource,
 )
-from .interfaces import IHostMemory, ILogger, IProgressMonitor
+from .interfaces import IHostMemory, IInt8EntropyCalibrator2, ILogger, IProgressMonitor
 from .profile import IOptimizationProfile
 from .seam import Platform, TensorRTObject
 
@@ -23,7 +26,7 @@ _CACHE_MAGIC = b"TRTHOSTTIMING\x00"
 
 
 class ITimingCache:
-    """Digests of the models that were built with it: enough to see that a cache is used."""
+    """Signatures of the layers that were built with it: enough to see that a cache is used."""
 
     def __init__(self, version: str, keys: set[str]) -> None:
         self._version = version
@@ -46,8 +49,19 @@ class ITimingCache:
         self._keys.clear()
         return True
 
-    def _remember(self, model: bytes) -> None:
-        self._keys.add(hashlib.sha256(model).hexdigest())
+    def _remember(self, nodes: Iterable[Any]) -> tuple[int, int]:
+        """Add the layers; how many were known, and how many are new."""
+        signatures = {_signature(node) for node in nodes}
+        known = len(signatures & self._keys)
+        self._keys |= signatures
+        return known, len(signatures) - known
+
+
+def _signature(node: Any) -> str:
+    """What two layers must share for one timing to serve both; their names are not part of it."""
+    parts = [node.op_type.encode(), str(len(node.input)).encode()]
+    parts += sorted(attribute.SerializeToString() for attribute in node.attribute)
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 class IBuilderConfig(TensorRTObject):
@@ -67,7 +81,11 @@ class IBuilderConfig(TensorRTObject):
         self.max_aux_streams = -1
         self.avg_timing_iterations = 1
         self.profile_stream = 0
+        self.default_device_type = DeviceType.GPU
+        self.DLA_core = -1
         self.progress_monitor: IProgressMonitor | None = None
+        self.int8_calibrator: IInt8EntropyCalibrator2 | None = None
+        self._calibration_profile: IOptimizationProfile | None = None
         self._pools = {pool: 0 for pool in MemoryPoolType}
         self._pools[MemoryPoolType.WORKSPACE] = _DEFAULT_WORKSPACE
         self._preview: dict[PreviewFeature, bool] = {}
@@ -115,10 +133,22 @@ class IBuilderConfig(TensorRTObject):
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
+    def set_calibration_profile(self, profile: IOptimizationProfile) -> bool:
+        """Say at which shapes to calibrate: the optima of `profile`."""
+        if self._fails("set_calibration_profile"):
+            return False
+        self._calibration_profile = profile
+        return True
+
+    def get_calibration_profile(self) -> IOptimizationProfile | None:
+        return self._calibration_profile
+
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
         """Return the cache that was serialised, an empty one for no bytes, or None for others."""
         data = bytes(serialized_timing_cache)
         if not data:
+            if self._fails("create_timing_cache"):
+                return None
             return ITimingCache(self._trt.__version__, set())
         try:
             if not data.startswith(_CACHE_MAGIC):

@@ -88,8 +88,14 @@ class _Execution:
     values: Mapping[str, Array]
     outputs: Sequence[_Placed]
     times: _LayerTimes
+    refits: int
 
     def results(self) -> list[Array]:
+        if self.network.refits != self.refits:
+            raise MisuseError(
+                f"{self.call}: it was enqueued or captured, and then the engine was refitted, "
+                "which on a GPU is undefined"
+            )
         feeds = {p.tensor.name: p.read(self.driver, self.call) for p in self.inputs}
         start = time.perf_counter()
         try:
@@ -375,6 +381,11 @@ class IExecutionContext(TensorRTObject):
         return True
 
     def _enqueue(self, stream: int, call: str) -> None:
+        if self._network.stripped:
+            raise _Refused(
+                "Error Code 3: API Usage Error (The engine was built without weights and has not "
+                "been refitted)"
+            )
         inputs = [self._place_input(t) for t in self._network.inputs if not t.is_shape_tensor]
         values = self._shape_values(call)
         shapes = self._output_shapes(values)
@@ -441,7 +452,10 @@ class IExecutionContext(TensorRTObject):
         values: Mapping[str, Array],
         outputs: Sequence[_Placed],
     ) -> _Execution:
-        return _Execution(self._driver, self._network, call, inputs, values, outputs, self._times)
+        network, times = self._network, self._times
+        return _Execution(
+            self._driver, network, call, inputs, values, outputs, times, network.refits
+        )
 
     def _place_input(self, tensor: Tensor) -> _Placed:
         return _Placed(tensor, self._shape(tensor), self._address(tensor))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import TYPE_CHECKING, Any
 
+from . import plan
 from .context import IExecutionContext
 from .datatypes import numpy_dtype
 from .enums import (
+    BuilderFlag,
     DataType,
     EngineCapability,
+    EngineStat,
     ExecutionContextAllocationStrategy,
     HardwareCompatibilityLevel,
     LayerInformationFormat,
     ProfilingVerbosity,
+    SerializationFlag,
     TensorFormat,
     TensorIOMode,
     TensorLocation,
@@ -23,9 +28,17 @@ from .loaded import LoadedNetwork
 from .model import Tensor
 from .profile import Profile
 from .seam import TensorRTObject, frameless
+from .weights import weights_bytes, without_weights
 
 if TYPE_CHECKING:
     from .runtime import Runtime
+
+_REFITTABLE = (
+    BuilderFlag.REFIT,
+    BuilderFlag.REFIT_IDENTICAL,
+    BuilderFlag.REFIT_INDIVIDUAL,
+    BuilderFlag.STRIP_PLAN,
+)
 
 
 class ICudaEngine(TensorRTObject):
@@ -38,6 +51,8 @@ class ICudaEngine(TensorRTObject):
         self._header = header
         self._serialized = serialized
         self._network = network
+        self._contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
+        self._budget: int | None = None
 
     @property
     def name(self) -> str:
@@ -61,7 +76,11 @@ class ICudaEngine(TensorRTObject):
 
     @property
     def refittable(self) -> bool:
-        return False
+        return any(self._built_with(flag) for flag in _REFITTABLE)
+
+    @property
+    def tactic_sources(self) -> int:
+        return int(self._header.get("tactic_sources", 0))
 
     @property
     def has_implicit_batch_dimension(self) -> bool:
@@ -94,6 +113,46 @@ class ICudaEngine(TensorRTObject):
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return self._network.scratch_bytes if self._profile(profile_index) else 0
+
+    @property
+    def streamable_weights_size(self) -> int:
+        """Bytes of weights that may stay on the host; 0 unless built for weight streaming."""
+        streams = self._built_with(BuilderFlag.WEIGHT_STREAMING)
+        return weights_bytes(self._network.model) if streams else 0
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        """Bytes of device memory for streamable weights; all of them by default."""
+        return self.streamable_weights_size if self._budget is None else self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        refused = ""
+        if self._contexts:
+            refused = f"{len(self._contexts)} execution contexts of the engine are active"
+        elif not self._built_with(BuilderFlag.WEIGHT_STREAMING):
+            refused = "the engine was not built for weight streaming"
+        elif budget < 0:
+            refused = f"{budget} bytes are negative"
+        if refused:
+            self._error(f"ICudaEngine::setWeightStreamingBudgetV2: Error Code 3: ({refused})")
+        if refused or self._fails("weight_streaming_budget_v2"):
+            raise RuntimeError("Failed to set the weight streaming budget")
+        self._budget = min(int(budget), self.streamable_weights_size)
+
+    @property
+    def weight_streaming_scratch_memory_size(self) -> int:
+        return self.streamable_weights_size - self.weight_streaming_budget_v2
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        """Return a budget that suits the device: here half of what there is."""
+        return self.streamable_weights_size // 2
+
+    def get_engine_stat(self, stat: EngineStat = EngineStat.TOTAL_WEIGHTS_SIZE) -> int:
+        """Return a size in bytes; -1 for stripped weights of an engine that has its own."""
+        if stat == EngineStat.TOTAL_WEIGHTS_SIZE:
+            return weights_bytes(self._network.model)
+        return int(self._header.get("stripped_bytes") or -1)
 
     def get_tensor_name(self, index: int) -> str | None:
         """Return the name of a tensor, inputs before outputs, in the model's order."""
@@ -171,8 +230,35 @@ class ICudaEngine(TensorRTObject):
         return profile.values[tensor_name].as_list()
 
     def serialize(self) -> IHostMemory:
-        """Return the plan that this engine came from."""
-        return IHostMemory(self._serialized)
+        """Return the plan that this engine came from, with the weights that it has now."""
+        if not self._network.refits:
+            return IHostMemory(self._serialized)
+        if self._built_with(BuilderFlag.STRIP_PLAN):
+            return self._pack(without_weights(self._network.model.SerializeToString())[0])
+        return self._pack(self._network.model.SerializeToString())
+
+    def create_serialization_config(self) -> ISerializationConfig:
+        return ISerializationConfig(stripped=self._built_with(BuilderFlag.STRIP_PLAN))
+
+    def serialize_with_config(self, arg0: ISerializationConfig) -> IHostMemory | None:
+        """Return a plan with or without weights, as the configuration says."""
+        if self._fails("serialize_with_config"):
+            return None
+        flags, model, saved = self._header["flags"], self._network.model.SerializeToString(), 0
+        if arg0.get_flag(SerializationFlag.EXCLUDE_WEIGHTS):
+            model, saved = without_weights(model)
+        else:
+            for flag in _REFITTABLE:
+                flags &= ~(1 << flag)
+            if self.refittable and arg0.get_flag(SerializationFlag.INCLUDE_REFIT):
+                flags |= 1 << BuilderFlag.REFIT
+        return self._pack(model, flags=flags, stripped_bytes=saved)
+
+    def _pack(self, model: bytes, **changed: Any) -> IHostMemory:
+        header = {**self._header, **changed}
+        if not header.get("stripped_bytes"):
+            header.pop("stripped_bytes", None)
+        return IHostMemory(plan.pack(header, model))
 
     @frameless
     def create_execution_context(
@@ -199,7 +285,13 @@ class ICudaEngine(TensorRTObject):
         if self._fails(call):
             return None
         self._require_current_context(call)
-        return IExecutionContext(self, self._network, ExecutionContextAllocationStrategy(strategy))
+        strategy = ExecutionContextAllocationStrategy(strategy)
+        context = IExecutionContext(self, self._network, strategy)
+        self._contexts.add(context)
+        return context
+
+    def _built_with(self, flag: BuilderFlag) -> bool:
+        return bool(self._header["flags"] >> int(flag) & 1)
 
     def _tensor(self, name: str) -> Tensor | None:
         tensor = self._network.by_name.get(name)
@@ -220,15 +312,36 @@ class ICudaEngine(TensorRTObject):
         return self._network.profiles[index]
 
 
-class EngineInspector:
+class ISerializationConfig:
+    """What a plan that is written again shall contain."""
+
+    def __init__(self, *, stripped: bool) -> None:
+        self.flags = 1 << SerializationFlag.EXCLUDE_WEIGHTS if stripped else 0
+
+    def set_flag(self, flag: SerializationFlag) -> bool:
+        self.flags |= 1 << int(flag)
+        return True
+
+    def clear_flag(self, flag: SerializationFlag) -> bool:
+        self.flags &= ~(1 << int(flag))
+        return True
+
+    def get_flag(self, flag: SerializationFlag) -> bool:
+        return bool(self.flags >> int(flag) & 1)
+
+
+class EngineInspector(TensorRTObject):
     """Describes an engine's layers, in the detail that it was built with."""
 
     def __init__(self, engine: ICudaEngine) -> None:
+        super().__init__(engine._trt, engine._logger, "inspector", engine.name, engine)
         self._engine = engine
         self.execution_context: IExecutionContext | None = None
 
-    def get_engine_information(self, format: LayerInformationFormat) -> str:
+    def get_engine_information(self, format: LayerInformationFormat) -> str | None:
         """Return all layers and the bindings' names."""
+        if self._fails("get_engine_information"):
+            return None
         layers = [self._layer(index) for index in range(self._engine.num_layers)]
         bindings = [tensor.name for tensor in self._engine._network.tensors]
         if format == LayerInformationFormat.JSON:
@@ -243,9 +356,17 @@ class EngineInspector:
         layer = self._layer(layer_index)
         return json.dumps(layer) if format == LayerInformationFormat.JSON else str(layer)
 
-    def _layer(self, index: int) -> str | dict[str, str]:
+    def _layer(self, index: int) -> str | dict[str, Any]:
         name, operator = self._engine._network.layers[index]
         verbosity = self._engine.profiling_verbosity
         if verbosity == ProfilingVerbosity.DETAILED:
-            return {"Name": name, "LayerType": operator}
+            node = self._engine._network.model.graph.node[index]
+            return {
+                "Name": name,
+                "LayerType": operator,
+                "Inputs": [{"Name": tensor} for tensor in node.input if tensor],
+                "Outputs": [{"Name": tensor} for tensor in node.output if tensor],
+                "TacticName": "onnxruntime",
+                "Metadata": f"[ONNX Layer: {name}]",
+            }
         return name if verbosity == ProfilingVerbosity.LAYER_NAMES_ONLY else f"Layer {index}"

@@ -136,6 +136,18 @@ class ProfilingVerbosity(IntEnum):
     DETAILED = 2
 
 
+class DeviceType(IntEnum):
+    GPU = 0
+    DLA = 1
+
+
+class CalibrationAlgoType(IntEnum):
+    LEGACY_CALIBRATION = 0
+    ENTROPY_CALIBRATION = 1
+    ENTROPY_CALIBRATION_2 = 2
+    MINMAX_CALIBRATION = 3
+
+
 class EngineCapability(IntEnum):
     STANDARD = 0
     SAFETY = 1
@@ -164,3 +176,14 @@ class PreviewFeature(IntEnum):
     ALIASED_PLUGIN_IO_10_03 = 1
     RUNTIME_ACTIVATION_RESIZE_10_10 = 2
     MULTIDEVICE_RUNTIME_10_16 = 3
+
+
+class EngineStat(IntEnum):
+    TOTAL_WEIGHTS_SIZE = 0
+    STRIPPED_WEIGHTS_SIZE = 1
+
+
+class SerializationFlag(IntEnum):
+    EXCLUDE_WEIGHTS = 0
+    EXCLUDE_LEAN_RUNTIME = 1
+    INCLUDE_REFIT = 2

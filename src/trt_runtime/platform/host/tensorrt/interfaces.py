@@ -5,9 +5,10 @@ None of them knows the host device: TensorRT calls them, they never call TensorR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
-from .enums import DataType
+from .enums import CalibrationAlgoType, DataType
 
 
 class ILogger:
@@ -57,6 +58,33 @@ class IProgressMonitor:
 
     def phase_finish(self, phase_name: str) -> None:
         """Learn of the end of a phase."""
+
+
+class IInt8EntropyCalibrator2:
+    """Supplies example inputs; subclasses must call this ``__init__`` and define the rest."""
+
+    def __init__(self) -> None:
+        self._initialised = True
+
+    def get_algorithm(self) -> CalibrationAlgoType:
+        """Return which algorithm makes ranges of the examples."""
+        return CalibrationAlgoType.ENTROPY_CALIBRATION_2
+
+    def get_batch_size(self) -> int:
+        """Return the number of examples in a batch."""
+        raise NotImplementedError
+
+    def get_batch(self, names: Sequence[str]) -> list[int]:
+        """Return a device address for each input, or an empty list when there are no more."""
+        raise NotImplementedError
+
+    def read_calibration_cache(self) -> bytes | None:
+        """Return an earlier calibration's table, or None."""
+        raise NotImplementedError
+
+    def write_calibration_cache(self, cache: bytes) -> None:
+        """Take this calibration's table."""
+        raise NotImplementedError
 
 
 class IHostMemory(bytes):

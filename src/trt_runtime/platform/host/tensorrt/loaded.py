@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .dependence import analyse
@@ -9,6 +10,7 @@ from .executable import Executable
 from .model import Tensor, layer_name
 from .profile import Profile
 from .shapes import OutputShapes
+from .weights import Array, refittable_weights, with_weights, with_zeros
 
 _SCRATCH_PER_LAYER = 1024
 """Bytes. The host needs no scratch memory, but whoever runs an engine has to provide some."""
@@ -27,7 +29,21 @@ class LoadedNetwork:
         self.outputs = [t for t in self.tensors if not t.is_input]
         self.profiles = [Profile.from_json(values) for values in header["profiles"]]
         self.layers = [(layer_name(node), node.op_type) for node in proto.graph.node]
-        self.executable = Executable(proto, self.tensors)
-        dependence = analyse(proto, self.tensors)
-        self.shapes = OutputShapes(proto, self.tensors, dependence, self.executable.run)
         self.scratch_bytes = _SCRATCH_PER_LAYER * max(1, len(self.layers))
+        #: Whether the plan came without its weights, and none were given yet.
+        self.stripped = bool(header.get("stripped_bytes"))
+        #: How often the weights were changed.
+        self.refits = 0
+        self._run(with_zeros(proto) if self.stripped else proto)
+
+    def refit(self, arrays: Mapping[str, Array]) -> None:
+        """Change the weights of these names for work that is enqueued from now on."""
+        self._run(with_weights(self.model, arrays))
+        self.refits += 1
+        self.stripped = self.stripped and not refittable_weights(self.model).keys() <= arrays.keys()
+
+    def _run(self, model: Any) -> None:
+        self.model = model
+        self.executable = Executable(model, self.tensors)
+        dependence = analyse(model, self.tensors)
+        self.shapes = OutputShapes(model, self.tensors, dependence, self.executable.run)

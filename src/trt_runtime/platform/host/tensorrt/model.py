@@ -239,7 +239,7 @@ def _load_external_weights(model: Any, path: str | None) -> None:
                 f"Weights {tensors[0].name!r} are in another file, and the model's path is unknown",
             )
         )
-    folder = Path(path).resolve().parent
+    folder = Path(path).parent.resolve()
     for tensor in tensors:
         location = external.ExternalDataInfo(tensor).location
         if not (folder / location).resolve().is_relative_to(folder):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .dependence import analyse, with_shape_tensors
-from .enums import DataType, NetworkDefinitionCreationFlag, TensorLocation
+from .enums import DataType, NetworkDefinitionCreationFlag, TensorFormat, TensorLocation
 from .model import Tensor, border_tensors
 from .seam import TensorRTObject
 from .shapes import with_inferred_outputs
 
 if TYPE_CHECKING:
     from .builder import Builder
+
+
+_EVERY_FORMAT = (1 << len(TensorFormat)) - 1
 
 
 class ITensor:
@@ -31,7 +35,27 @@ class ITensor:
 
     @property
     def dtype(self) -> DataType:
+        """The element type; assigning another has the engine cast at the border."""
         return self._tensor.data_type
+
+    @dtype.setter
+    def dtype(self, data_type: DataType) -> None:
+        if self._network.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED):
+            self._network._error(
+                f"ITensor::setType: {self.name}: the types of a strongly typed network are fixed"
+            )
+            return
+        self._network._border_types[self.name] = DataType(data_type)
+        self._network._analyse()
+
+    @property
+    def allowed_formats(self) -> int:
+        """A bit for each `TensorFormat` that the tensor may have; the host knows LINEAR."""
+        return self._network._formats.get(self.name, _EVERY_FORMAT)
+
+    @allowed_formats.setter
+    def allowed_formats(self, formats: int) -> None:
+        self._network._formats[self.name] = int(formats)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,6 +103,8 @@ class INetworkDefinition(TensorRTObject):
         self._flags = flags
         self._model: Any = None
         self._tensors: list[Tensor] = []
+        self._border_types: dict[str, DataType] = {}
+        self._formats: dict[str, int] = {}
 
     @property
     def builder(self) -> Builder:
@@ -130,7 +156,10 @@ class INetworkDefinition(TensorRTObject):
 
     def _analyse(self) -> None:
         tensors = border_tensors(with_inferred_outputs(self._model))
-        self._tensors = with_shape_tensors(tensors, analyse(self._model, tensors).shape_tensors)
+        self._tensors = [
+            replace(t, data_type=self._border_types.get(t.name, t.data_type))
+            for t in with_shape_tensors(tensors, analyse(self._model, tensors).shape_tensors)
+        ]
 
     def _reshape_input(self, index: int, dims: tuple[int, ...]) -> None:
         tensor = self._tensors[index]

@@ -1,0 +1,202 @@
+"""`EngineKey`: what an engine is made of, part by part, and the hash of it that names it.
+
+Everything that can change what TensorRT makes of a model is a part; where things lie and when they
+were made are not. What becomes of the engine, and where it is kept, is not this file's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .config import BuildConfig
+from .model import external_files
+
+if TYPE_CHECKING:
+    from ..device import Device
+    from ..platform.tensorrt import TensorRT
+
+#: Raised when the parts change their meaning, or when the same parts come to make another engine:
+#: another way to convert a model, other network or parser flags for the same configuration.
+SCHEMA = 1
+
+#: The parts that say which network it is; the others say how it is built, by what, and for what.
+MODEL_PARTS = ("model", "external data")
+
+#: Fields of `BuildConfig` that are paths: what lies there counts, or what was timed there helps.
+_PATHS = ("timing_cache", "plugin_libraries")
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """The identity of an engine.
+
+    Attributes
+    ----------
+    parts : mapping of str to JSON
+        Each part by name. Two keys are the same when all parts are.
+    """
+
+    parts: Mapping[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the parts, in hexadecimal."""
+        return hashlib.sha256(canonical_json(self.parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A part of a key in which two engines differ; None where one of them does not have it."""
+
+    part: str
+    ours: Any
+    theirs: Any
+
+    def __str__(self) -> str:
+        return f"{self.part}: {_shown(self.ours)} here, {_shown(self.theirs)} there"
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """Every part in which the two differ, in our order, then those that only theirs has."""
+    return tuple(
+        Difference(part, ours.get(part), theirs.get(part))
+        for part in {**ours, **theirs}
+        if ours.get(part) != theirs.get(part) or (part in ours) != (part in theirs)
+    )
+
+
+def engine_key(
+    model: bytes,
+    path: str | None,
+    config: BuildConfig,
+    *,
+    library: TensorRT,
+    device: Device,
+    calibration: str | None = None,
+) -> EngineKey:
+    """The key of the engine that would be built.
+
+    Hashes the model and every file that it, or the configuration, refers to: about 0.6 s for each
+    GB, which is what it costs to never be wrong about a file whose time of change lies.
+
+    Parameters
+    ----------
+    model, path
+        As `build.model.read_model` gives them.
+    config : BuildConfig
+        Complete: with the profiles.
+    library : TensorRT
+    device : Device
+        Not looked at when the configuration names compute capabilities to build for.
+    calibration : str, optional
+        The digest of the calibration data.
+
+    Raises
+    ------
+    ModelError
+        External data is missing or leads out of the model's folder.
+    InputError
+        A plugin library cannot be read.
+    """
+    parts: dict[str, Any] = {
+        "key schema": SCHEMA,
+        "model": hashlib.sha256(model).hexdigest(),
+        "external data": _external_data(model, path),
+        "calibration": calibration,
+        "plugin libraries": [_plugin_sha256(library) for library in config.plugin_libraries],
+        **_settings(config),
+        "tensorrt": library.name,
+        "tensorrt version": library.version,
+        "operating system": platform.system(),
+        "architecture": platform.machine(),
+        **_target(config, device),
+    }
+    return EngineKey(MappingProxyType(parts))
+
+
+def canonical_json(value: Any) -> bytes:
+    """One text for one value, whatever order its mappings are in."""
+    return json.dumps(
+        value if not isinstance(value, MappingProxyType) else dict(value),
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    ).encode()
+
+
+def _external_data(model: bytes, path: str | None) -> list[str]:
+    """The hash of each external file once, in the order in which the model first names them."""
+    files = dict.fromkeys(file.path for file in external_files(model, path))
+    return [file_sha256(file) for file in files]
+
+
+def _plugin_sha256(path: str | os.PathLike[str]) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"the plugin library {os.fspath(path)!r} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def _settings(config: BuildConfig) -> dict[str, Any]:
+    """Every field of the configuration, and each input of each profile, as a part of its own."""
+    settings = {name: value for name, value in config.to_json().items() if name not in _PATHS}
+    for number, profile in enumerate(settings.pop("profiles")):
+        settings[f"profiles[{number}]"] = sorted(profile)
+        for name in sorted(profile):
+            settings[f"profiles[{number}][{name!r}]"] = profile[name]
+    return settings
+
+
+def _target(config: BuildConfig, device: Device) -> dict[str, Any]:
+    """What the engine is built on and for."""
+    if config.compute_capabilities:  # built without looking at the device
+        return {
+            "cuda": None,
+            "device": "any of compute_capabilities",
+            "compute capability": None,
+            "multiprocessors": None,
+            "device memory": None,
+        }
+    with device._record:
+        driver, ordinal = device.platform.driver, device.ordinal
+        version = driver.driver_version()
+        major, minor = driver.compute_capability(ordinal)
+        return {
+            "cuda": f"{version // 1000}.{version % 1000 // 10}",
+            "device": driver.device_name(ordinal),
+            "compute capability": f"{major}.{minor}",
+            "multiprocessors": driver.multiprocessor_count(ordinal),
+            "device memory": driver.total_memory(ordinal),
+        }
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal; reads it in pieces."""
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(_CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    """A part's value for people: hashes shortened."""
+    if isinstance(value, str):
+        return f"{value[:12]}…" if len(value) == 64 else value
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value)

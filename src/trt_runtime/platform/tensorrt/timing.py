@@ -1,0 +1,74 @@
+"""The timing cache of a build: read from a file before it, merged into the file after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...errors import BuildError
+
+if TYPE_CHECKING:
+    from . import TensorRT
+
+logger = logging.getLogger("trt_runtime")
+
+
+class TimingFile(Protocol):
+    """Where timings are kept; `build.shared_file.SharedFile` is one."""
+
+    @property
+    def path(self) -> Any: ...
+    def read(self) -> bytes: ...
+    def merge(self, merged: Callable[[bytes], bytes | None]) -> None: ...
+
+
+def use_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
+    """Let the build begin with the file's timings, or with none where the file cannot be used."""
+    data = file.read()
+    cache = _read(library, settings, data) if data else None
+    if data and (cache is None or not settings.set_timing_cache(cache, False)):
+        logger.warning(
+            "the timing cache %s was not made by %s %s on this kind of GPU, or is damaged; this "
+            "build does without",
+            file.path, library.name, library.version,
+        )  # fmt: skip
+        cache = None
+    if cache is None:
+        cache = settings.create_timing_cache(b"")
+        if cache is None or not settings.set_timing_cache(cache, False):
+            raise BuildError(
+                "TensorRT could not create a timing cache", log_lines=library.log.take_errors()
+            )
+
+
+def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
+    """Add what the build measured to the file, with what others have added meanwhile.
+
+    A file that is damaged, or of another release, is replaced; one of another GPU is left alone.
+    """
+    measured = settings.get_timing_cache()
+    if measured is None:
+        return
+
+    def merged(contents: bytes) -> bytes | None:
+        others = _read(library, settings, contents) if contents else None
+        if others is not None and not measured.combine(others, False):
+            return None
+        memory = measured.serialize()
+        return bytes(memory) if memory is not None else None
+
+    file.merge(merged)
+
+
+def _read(library: TensorRT, settings: Any, data: bytes) -> Any:
+    """The cache that was serialised, or None.
+
+    From other bytes some releases make none, others log and make an empty one (seen: RTX 1.7.1).
+    """
+    with library.log.capture() as lines:
+        try:
+            cache = settings.create_timing_cache(data)
+        except (TypeError, RuntimeError):  # a null pointer, to some bindings
+            return None
+    return None if lines else cache
