@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 
 import numpy as np
@@ -26,6 +27,7 @@ from trt_runtime import (
     Session,
     Stream,
     TrtRuntimeError,
+    UnsupportedError,
     build_plan,
 )
 from trt_runtime.platform import HostPlatform
@@ -176,9 +178,109 @@ def build_life(platform: HostPlatform) -> None:
         assert engine.serialize()
 
 
+def calibrated_build_life(platform: HostPlatform) -> None:
+    """Examples in device memory, a timing cache, and other types at the border."""
+    case = dynamic()
+    batch = {"x": np.ones(case.profiles[0]["x"].opt, np.float32)}
+    with tempfile.TemporaryDirectory() as folder, Device(platform) as device:
+        config = BuildConfig(
+            profiles=case.profiles,
+            precision="int8",
+            io_types={"y": "float16"},
+            timing_cache=f"{folder}/timing.cache",
+        )
+        for _ in range(2):
+            build_plan(case.model, config, calibration=[batch] * 2, device=device)
+
+
+def refit_life(platform: HostPlatform) -> None:
+    """New weights under an open session, a context and a graph, by the parser and by name."""
+    (feed,) = static().feeds
+    config = BuildConfig(refittable=True)
+    with (
+        Device(platform) as device,
+        Engine.build(static().model, config, device=device) as engine,
+        Session(engine, graphs=False) as session,
+        engine.create_execution_context() as context,
+        Stream(device) as stream,
+        BindingSet(context) as bindings,
+    ):
+        bindings["x"].host[...] = feed["x"]
+        for number in range(2):
+            if number == 1:
+                del engine._library.module.OnnxParserRefitter
+            with CudaGraph(context, bindings, stream) as graph:
+                graph.launch(stream)
+                engine.refit(static().model)
+                assert graph.closed
+            assert_matches(context.execute(bindings, stream), expected(static, 0), 1e-4)
+            assert_matches(session.infer(feed), expected(static, 0), 1e-4)
+        assert engine.serialize()
+
+
+def stripped_life(platform: HostPlatform) -> None:
+    (feed,) = static().feeds
+    config = BuildConfig(strip_weights=True, weight_streaming=True, precision="as-typed")
+    with (
+        Device(platform) as device,
+        Engine.build(static().model, config, device=device) as engine,
+    ):
+        engine.weight_streaming_budget = 0
+        engine.refit(static().model)
+        with Session(engine) as session:
+            assert_matches(session.infer(feed), expected(static, 0), 1e-4)
+
+
+def inspect_life(platform: HostPlatform) -> None:
+    with Device(platform) as device:
+        assert Engine.check(plan(static), device=device).usable
+        with Engine.load(plan(static), device=device) as engine:
+            for _ in range(3):
+                assert engine.inspect().layers
+
+
 def session_from_onnx_life(platform: HostPlatform) -> None:
     with Device(platform) as device, Session(static().model, device=device) as session:
         session.infer(static().feeds[0])
+
+
+def many_life(platform: HostPlatform) -> None:
+    with (
+        Device(platform) as device,
+        Session(plan(dynamic), device=device) as session,
+        closing(session.infer_many(dynamic().feeds * 2)) as many,
+    ):
+        for number, outputs in enumerate(many):
+            assert_matches(outputs, expected(dynamic, number % len(dynamic().feeds)), 1e-4)
+            del outputs  # which would outlive the session, and what it shows with it
+            if number == 6:
+                break
+        _tell_what_was_overcome(session)
+
+
+def async_life(platform: HostPlatform) -> None:
+    with Device(platform) as device, Session(plan(static), device=device) as session:
+        for _ in range(4):  # one at a time, so that the calls come in the same order every time
+            assert_matches(
+                session.infer_async(static().feeds[0]).result(), expected(static, 0), 1e-4
+            )
+        _tell_what_was_overcome(session)
+
+
+def device_results_life(platform: HostPlatform) -> None:
+    with Device(platform) as device, Session(plan(static), device=device) as session:
+        for _ in range(4):
+            with session.infer(static().feeds[0], outputs="device")["y"] as y:
+                assert_matches({"y": y.copy_to_host()}, expected(static, 0), 1e-4)
+                with session.infer(static().feeds[0], outputs="device")["y"] as again:
+                    assert_matches({"y": again.copy_to_host()}, expected(static, 0), 1e-4)
+        _tell_what_was_overcome(session)
+
+
+def _tell_what_was_overcome(session: Session) -> None:
+    """Where a graph could not be captured, inference goes on and the session says why."""
+    if session.graph_fallback is not None:
+        raise UnsupportedError(session.graph_fallback)
 
 
 LIVES: tuple[Life, ...] = (
@@ -192,7 +294,14 @@ LIVES: tuple[Life, ...] = (
     buffers_life,
     another_context_life,
     build_life,
+    calibrated_build_life,
     session_from_onnx_life,
+    refit_life,
+    stripped_life,
+    inspect_life,
+    many_life,
+    async_life,
+    device_results_life,
 )
 
 
@@ -252,9 +361,13 @@ def let_go(raised: BaseException | None) -> None:
     The host's TensorRT is Python, so frames of its callbacks refer to frames of its methods.
     NVIDIA's has no frames, and `test_ownership` shows that an exception may be kept.
     """
-    while raised is not None:
-        raised.__traceback__ = None
-        raised = raised.__cause__ or raised.__context__
+    linked, seen = [raised], set()
+    while linked:
+        error = linked.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            linked += [error.__cause__, error.__context__]  # not always the same one
     gc.collect()
 
 
@@ -395,6 +508,7 @@ def test_a_session_works_again_after_any_failing_call_of_an_inference() -> None:
             # Other values than the failed call had staged, which nothing may still be reading.
             doubled = session.infer(x=second["x"] * 2)
             assert_matches(doubled, {"y": expected(dynamic, 4)["y"] * 2}, 1e-4)
+            del doubled  # it shows memory that the session lends
             assert_matches(session.infer(first), expected(dynamic, 1), 1e-4)
         platform.host_driver.ledger.assert_empty()
         if not failed:

@@ -137,7 +137,7 @@ def test_the_profile_in_use_is_the_tightest_that_fits(engine: Engine) -> None:
 @pytest.mark.parametrize("make", [dynamic], ids=["dynamic"])
 def test_a_session_switches_profiles_with_the_shape(engine: Engine) -> None:
     with Session(engine) as session:
-        slot = session._record.handle.queue[0]
+        slot = session._record.handle.pipeline.slots[0]
         for batch, profile in [(1, 0), (2, 0), (4, 0), (5, 1), (16, 1), (1, 0)]:
             session.infer(np.zeros((batch, 3, 8, 8), np.float32))
             assert slot.context.profile == profile

@@ -294,6 +294,11 @@ def _uses(opened: Opened) -> dict[str, Callable[[], object]]:
         "Engine.serialize": o.engine.serialize,
         "Engine.save": lambda: o.engine.save(os.devnull),
         "Engine.create_execution_context": o.engine.create_execution_context,
+        "Engine.inspect": o.engine.inspect,
+        "Engine.streamable_weights_bytes": lambda: o.engine.streamable_weights_bytes,
+        "Engine.weight_streaming_budget": lambda: o.engine.weight_streaming_budget,
+        "Engine.automatic_weight_streaming_budget": o.engine.automatic_weight_streaming_budget,
+        "Engine.check(device)": lambda: Engine.check(b"TRTHOST", device=o.device),
         "Session(engine)": lambda: Session(o.engine),
         "BindingSet(context)": lambda: BindingSet(o.context),
         "ExecutionContext.profile": lambda: o.context.profile,
@@ -792,6 +797,7 @@ def test_the_callers_other_context_stays_current_through_every_public_call() -> 
                 made = use()
                 if isinstance(made, Owned):
                     made.close()
+                del made  # results show memory that the session lends
             assert driver.current_context_quietly() == mine, name
         for each in reversed(opened.all):
             each.close()

@@ -32,9 +32,9 @@ from trt_runtime import (
     TrtRuntimeError,
     build_plan,
 )
+from trt_runtime.pipeline import KEPT_SHAPES
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
-from trt_runtime.session import KEPT_SHAPES
 
 from .conftest import open_engine, without_gpu
 from .models import (
@@ -190,7 +190,8 @@ WRONG_TARGETS: dict[str, tuple[Any, type[InputError], str]] = {
     "rank": ({"sum": TARGET.ravel()}, ShapeError, r"has shape \[6\], and the output \[2, 3\]"),
     "read-only": ({"sum": READ_ONLY}, InputError, "read-only"),
     "a list": ({"sum": [[0.0] * 3] * 2}, InputError, "must be a NumPy array, not list"),
-    "no mapping": ([TARGET], InputError, "mapping of name to array, not list"),
+    "no mapping": ([TARGET], InputError, 'mapping of name to array, or "device", not list'),
+    "no such place": ("host", InputError, "mapping of name to array, or \"device\", not 'host'"),
     "one array twice": ({"sum": TARGET, "minus": TARGET}, InputError, "shares memory"),
 }
 

@@ -199,6 +199,30 @@ class BindingSet(Owned, Mapping[str, Binding]):
         shapes: Mapping[str, Sequence[int]] | None = None,
         values: Mapping[str, ArrayLike] | None = None,
     ) -> None:
+        self._open(context, shapes, values)
+        with ExitStack() as stack:
+            stack.push(self.__exit__)
+            self._make_host_sides()
+            stack.pop_all()
+
+    @classmethod
+    def _on_device(
+        cls,
+        context: ExecutionContext,
+        shapes: Mapping[str, Sequence[int]],
+        values: Mapping[str, ArrayLike],
+    ) -> BindingSet:
+        """A set that has host sides only for what lives on the host."""
+        self = cls.__new__(cls)
+        self._open(context, shapes, values)
+        return self
+
+    def _open(
+        self,
+        context: ExecutionContext,
+        shapes: Mapping[str, Sequence[int]] | None,
+        values: Mapping[str, ArrayLike] | None,
+    ) -> None:
         self.context = context
         self._primary = context.device._primary
         specs = context.engine.tensors
@@ -230,10 +254,10 @@ class BindingSet(Owned, Mapping[str, Binding]):
             for binding in self._bindings.values():
                 if binding.shape is None:
                     continue
-                if binding._pinned is None:
-                    binding._pinned = memory.pinned(binding.nbytes)
                 if binding.spec.location == "device":
                     binding._device = memory.device(binding.nbytes)
+                elif binding._pinned is None:
+                    binding._pinned = memory.pinned(binding.nbytes)
             self._inputs = tuple(b for b in self._bindings.values() if b.spec.is_input)
             self._outputs = tuple(b for b in self._bindings.values() if not b.spec.is_input)
             stack.pop_all()
@@ -322,12 +346,26 @@ class BindingSet(Owned, Mapping[str, Binding]):
         """
         return {binding.name: binding.host.copy() for binding in self._outputs}
 
-    def _upload(self, stream: int) -> None:
+    def _make_host_sides(self) -> None:
+        """Host sides for every tensor of known shape that has none yet."""
+        for binding in self._bindings.values():
+            if binding.shape is not None:
+                self._make_host_side(binding)
+
+    def _make_host_side(self, binding: Binding) -> None:
+        with self._record as memory:
+            if binding._pinned is None:
+                binding._pinned = memory.pinned(binding.nbytes)
+
+    def _upload(self, stream: int, sources: Sequence[int] | None = None) -> None:
+        """Enqueue the copies to the device, from the host sides or from these addresses.
+
+        A source of 0 stands for an input that is there already.
+        """
         copy = self._primary.driver.memcpy_htod_async
-        for binding in self._inputs:
-            if binding._device is not None and binding.nbytes:
-                assert binding._pinned is not None
-                copy(binding._device.address, binding._pinned.address, binding.nbytes, stream)
+        for source, binding in zip(sources or _pinned(self._inputs), self._inputs, strict=True):
+            if source and binding._device is not None and binding.nbytes:
+                copy(binding._device.address, source, binding.nbytes, stream)
 
     def _make_room(self, memory: _Memory) -> None:
         """Host sides for outputs whose shape became known, or grew, at the last enqueue."""
@@ -337,12 +375,12 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 binding._pinned = memory.pinned(binding.nbytes)
                 self._retire(memory, pinned)
 
-    def _download(self, stream: int) -> None:
+    def _download(self, stream: int, targets: Sequence[int] | None = None) -> None:
+        """Enqueue the copies from the device, to the host sides or to these addresses."""
         copy = self._primary.driver.memcpy_dtoh_async
-        for binding in self._outputs:
+        for target, binding in zip(targets or _pinned(self._outputs), self._outputs, strict=True):
             if binding._device is not None and binding.nbytes:
-                assert binding._pinned is not None
-                copy(binding._pinned.address, binding._device.address, binding.nbytes, stream)
+                copy(target, binding._device.address, binding.nbytes, stream)
 
     def _retire(self, memory: _Memory, block: PinnedBlock | None) -> None:
         """Free a host side that was replaced, once the device is done with it."""
@@ -397,3 +435,8 @@ class BindingSet(Owned, Mapping[str, Binding]):
             f"of {self.context.engine.name!r}: {len(self._inputs)} in, {len(self._outputs)} out, "
             f"{format_bytes(self.nbytes)}, profile {self.profile}"
         )
+
+
+def _pinned(bindings: Sequence[Binding]) -> list[int]:
+    """The addresses of the host sides; 0 where there is none."""
+    return [0 if b._pinned is None else b._pinned.address for b in bindings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from .stream import Stream, _same_device, ordered
 if TYPE_CHECKING:
     from .bindings import BindingSet
     from .context import ExecutionContext
+
+#: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED to CUDA_ERROR_CAPTURED_EVENT (cuda.h).
+_CAPTURE_ERRORS = range(900, 908)
 
 
 class CudaGraph(Owned):
@@ -35,6 +39,30 @@ class CudaGraph(Owned):
     __slots__ = ("_primary", "bindings", "context")
 
     def __init__(self, context: ExecutionContext, bindings: BindingSet, stream: Stream) -> None:
+        self._open(context, bindings, stream, bindings._upload, bindings._download)
+
+    @classmethod
+    def _around(
+        cls,
+        context: ExecutionContext,
+        bindings: BindingSet,
+        stream: Stream,
+        before: Callable[[int], None],
+        after: Callable[[int], None],
+    ) -> CudaGraph:
+        """A graph of an inference with other copies than the set's own around it."""
+        self = cls.__new__(cls)
+        self._open(context, bindings, stream, before, after)
+        return self
+
+    def _open(
+        self,
+        context: ExecutionContext,
+        bindings: BindingSet,
+        stream: Stream,
+        before: Callable[[int], None],
+        after: Callable[[int], None],
+    ) -> None:
         if bindings.context is not context:
             raise InputError("the binding set was made for another context")
         unknown = [binding.name for binding in bindings.values() if binding.data_dependent]
@@ -53,7 +81,9 @@ class CudaGraph(Owned):
             def destroy(executable: int) -> None:
                 primary.release(last_use.wait, lambda: driver.graph_exec_destroy(executable))
 
-            graph = primary.create(lambda: self._capture(stream), driver.graph_destroy)
+            graph = primary.create(
+                lambda: self._capture(stream, before, after), driver.graph_destroy
+            )
             try:
                 executable = primary.create(
                     lambda: driver.graph_instantiate(graph), driver.graph_exec_destroy
@@ -64,7 +94,9 @@ class CudaGraph(Owned):
             cleanup.pop_all()
             self._own(executable, destroy, parents=[context, bindings])
 
-    def _capture(self, stream: Stream) -> int:
+    def _capture(
+        self, stream: Stream, before: Callable[[int], None], after: Callable[[int], None]
+    ) -> int:
         context, bindings, driver = self.context, self.bindings, self._primary.driver
         with (
             context._record as state,
@@ -76,24 +108,27 @@ class CudaGraph(Owned):
             try:
                 # Both under one turn: another thread's bindings must not come in between.
                 with ordered([memory.last_use, state.last_use], stream, handle):
-                    bindings._upload(handle)
+                    before(handle)
                     context._prepare(state, bindings)
                     context._run(state, bindings, handle)
                 insist(lambda: driver.stream_synchronize(handle))
                 driver.stream_begin_capture(handle)
                 try:
-                    bindings._upload(handle)
+                    before(handle)
                     context._run(state, bindings, handle)
-                    bindings._download(handle)
+                    after(handle)
                 except BaseException as error:
                     with suppress(CudaError):
                         driver.graph_destroy(driver.stream_end_capture(handle))
                     if isinstance(error, Exception):
-                        raise UnsupportedError(
-                            f"the inference cannot be captured in a CUDA graph: {error}"
-                        ) from error
+                        raise _refusal(error) from error
                     raise
-                return driver.stream_end_capture(handle)
+                try:
+                    return driver.stream_end_capture(handle)
+                except CudaError as error:
+                    if error.code in _CAPTURE_ERRORS:
+                        raise _refusal(error) from error
+                    raise
             finally:
                 context._turn.give()
 
@@ -120,3 +155,7 @@ class CudaGraph(Owned):
 
     def _describe(self) -> str:
         return f"of {self.context.engine.name!r}, profile {self.bindings.profile}"
+
+
+def _refusal(error: Exception) -> UnsupportedError:
+    return UnsupportedError(f"the inference cannot be captured in a CUDA graph: {error}")

@@ -3,100 +3,58 @@
 from __future__ import annotations
 
 import os
-import queue
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from .bindings import Binding, BindingSet
+from .build.cache import EngineCache
+from .build.calibration import Batch, Calibration
 from .build.config import BuildConfig, Profile
-from .context import ExecutionContext
+from .build.progress import OnProgress
 from .device import Device, borrow_or_open
 from .engine import Engine, check_shape
 from .errors import DtypeError, InputError, ModelError, ShapeError
-from .ownership import Owned, insist, release_all
-from .stream import Stream
+from .futures import Dispatcher, InferenceFuture
+from .interop import DeviceArray, is_device_array
+from .memory import PinnedBlock, typed
+from .ownership import Owned, release_all
+from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
+from .results import Arrays
 from .tensor import TensorSpec, format_shape
 
-Arrays = dict[str, NDArray[Any]]
-Key = tuple[object, ...]
 
-#: How many shape combinations a slot keeps memory for; the least recently used goes first.
-KEPT_SHAPES = 8
+class _Open:
+    """What a session releases: its pipeline, and the threads of `Session.infer_async`."""
 
+    __slots__ = ("_dispatcher", "_lock", "pipeline")
 
-class _Slot:
-    """What one inference at a time needs: a context, a stream, and bindings for recent shapes."""
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._dispatcher: Dispatcher | None = None
+        self._lock = threading.Lock()
 
-    __slots__ = ("_kept", "context", "stream")
-
-    def __init__(self, engine: Engine, number: int) -> None:
-        self._kept: OrderedDict[Key, BindingSet] = OrderedDict()
-        with ExitStack() as stack:
-            self.stream = stack.enter_context(Stream(engine.device))
-            self.context = stack.enter_context(
-                ExecutionContext(engine, name=f"{engine.name} #{number}")
-            )
-            stack.pop_all()
-        for part in (self.stream, self.context):
-            part._be_part()
-
-    def bindings(self, arrays: Arrays) -> BindingSet:
-        """The bindings for these shapes and shape values, made now if they are new."""
-        inputs = self.context.engine.inputs
-        key: Key = tuple(
-            (arrays[spec.name].shape, arrays[spec.name].tobytes())
-            if spec.is_shape_tensor
-            else arrays[spec.name].shape
-            for spec in inputs
-        )
-        kept = self._kept.get(key)
-        if kept is not None:
-            self._kept.move_to_end(key)
-            return kept
-        if len(self._kept) >= KEPT_SHAPES:
-            self._kept.popitem(last=False)[1].close()
-        made = BindingSet(
-            self.context,
-            {spec.name: arrays[spec.name].shape for spec in inputs if not spec.is_shape_tensor},
-            {spec.name: arrays[spec.name] for spec in inputs if spec.is_shape_tensor},
-        )
-        made._be_part()
-        self._kept[key] = made
-        return made
-
-    def run(self, arrays: Arrays, outputs: Mapping[str, NDArray[Any]] | None) -> Arrays:
-        bindings = self.bindings(arrays)
-        for binding in bindings._outputs:
-            if outputs is not None and binding.name in outputs and not binding.data_dependent:
-                _check_fits(binding, outputs[binding.name])
-        for spec in self.context.engine.inputs:
-            if not spec.is_shape_tensor:
-                # The one staging copy: any layout, and any dtype that `_checked` let through.
-                np.copyto(bindings[spec.name]._view(), arrays[spec.name], casting="unsafe")
-        try:
-            bindings.copy_to_device(self.stream)
-            self.context.enqueue(bindings, self.stream)
-            bindings.copy_to_host(self.stream)
-        finally:
-            # Also after a failure: nothing may still read or write memory that the next call fills.
-            insist(self.stream.synchronize)
-        results: Arrays = {}
-        for binding in bindings._outputs:
-            if outputs is not None and binding.name in outputs:
-                results[binding.name] = _deliver(binding, outputs[binding.name])
-            else:
-                results[binding.name] = binding._view().copy()
-        return results
+    def dispatcher(self) -> Dispatcher:
+        """The threads, started on first use."""
+        with self._lock:
+            if self._dispatcher is None:
+                dispatcher = Dispatcher(self.pipeline.engine.device._primary.current)
+                dispatcher.start()
+                self._dispatcher = dispatcher
+            return self._dispatcher
 
     def close(self) -> None:
-        release_all([self.context.close, self.stream.close])  # the context closes its bindings
+        with ExitStack() as stack:
+            stack.callback(self.pipeline.close)
+            if self._dispatcher is not None:
+                self._dispatcher.close()
 
 
 class Session(Owned):
@@ -113,8 +71,17 @@ class Session(Owned):
         How an ONNX model is built.
     profiles : sequence of Profile
         Short for ``BuildConfig(profiles=...)``.
+    calibration : Calibration or iterable, optional
+        Example inputs for ``precision="int8"``; as `Engine.build`.
+    cache : bool, path or EngineCache
+        Where an engine that was built is kept and found again: by default in the user's cache, as
+        `EngineCache` says; False builds each time.
+    on_progress : callable, optional
+        Hears of a build; as `Engine.build`.
     contexts : int
-        How many inferences may run at once; further threads wait their turn.
+        How many inferences may compute at once. Each has scratch memory of its own.
+    graphs : bool
+        Whether inferences are captured in CUDA graphs, where that is possible.
     tensorrt, trust_host_code, lean_library
         As `Engine.load`.
 
@@ -130,7 +97,7 @@ class Session(Owned):
     ...     outputs = s.infer(img)
     """
 
-    __slots__ = ("device", "engine", "inputs", "outputs")
+    __slots__ = ("_fixed", "_primary", "device", "engine", "inputs", "outputs")
 
     engine: Engine
     device: Device
@@ -144,7 +111,11 @@ class Session(Owned):
         device: Device | str | int | None = None,
         config: BuildConfig | None = None,
         profiles: Sequence[Profile] | None = None,
+        calibration: Calibration | Iterable[Batch] | None = None,
+        cache: bool | str | os.PathLike[str] | EngineCache = True,
+        on_progress: OnProgress | None = None,
         contexts: int = 1,
+        graphs: bool = True,
         tensorrt: str | None = None,
         trust_host_code: bool = False,
         lean_library: str | os.PathLike[str] | None = None,
@@ -159,6 +130,7 @@ class Session(Owned):
                     device=device,
                     config=config,
                     profiles=profiles or None,
+                    calibration=calibration,
                     tensorrt=tensorrt,
                     lean_library=lean_library,
                 )
@@ -166,15 +138,22 @@ class Session(Owned):
             else:
                 is_onnx = _is_onnx(model)
                 if not is_onnx:
-                    _refuse_ignored("a plan", config=config, profiles=profiles or None)
+                    _refuse_ignored(
+                        "a plan",
+                        config=config,
+                        profiles=profiles or None,
+                        calibration=calibration,
+                    )
                 opened, close_device = borrow_or_open(device, stack)
                 if is_onnx:
-                    engine = Engine.build(
+                    engine = _builder(cache)(
                         model,
                         config,
                         profiles=profiles or (),
+                        calibration=calibration,
                         device=opened,
                         tensorrt=tensorrt,
+                        on_progress=on_progress,
                     )
                 else:
                     engine = Engine.load(
@@ -191,44 +170,49 @@ class Session(Owned):
             self.device = engine.device
             self.inputs = engine.inputs
             self.outputs = engine.outputs
-            slots = []
-            for number in range(contexts):
-                slot = _Slot(engine, number)
-                stack.callback(slot.close)
-                slots.append(slot)
-            free: queue.LifoQueue[_Slot] = queue.LifoQueue()
-            for slot in reversed(slots):
-                free.put(slot)
+            self._primary = engine.device._primary
+            #: Whether every input has one shape only, so that one key is enough.
+            self._fixed = not any(s.is_dynamic or s.is_shape_tensor for s in engine.inputs)
+            opened_now = _Open(Pipeline(engine, contexts, graphs=graphs))
             stack.pop_all()
+            # The newest child of both, so that closing either closes the session first.
             self._own(
-                free,
-                lambda _: release_all([slot.close for slot in reversed(slots)]),
-                parents=[engine],
+                opened_now,
+                _Open.close,
+                parents=[engine, engine.device],
                 then=then,
                 label=f"Session {engine.name!r}",
             )
 
+    @overload
     def infer(
         self,
-        *arrays: ArrayLike | Mapping[str, ArrayLike],
+        *arrays: Any,
         outputs: Mapping[str, NDArray[Any]] | None = None,
-        **named: ArrayLike,
-    ) -> Arrays:
+        **named: Any,
+    ) -> Arrays: ...
+    @overload
+    def infer(
+        self, *arrays: Any, outputs: Literal["device"], **named: Any
+    ) -> dict[str, DeviceArray]: ...
+    def infer(self, *arrays: Any, outputs: Targets | None = None, **named: Any) -> Outputs:
         """Run the engine once and wait for the result.
 
         Parameters
         ----------
         *arrays : array_like
-            One for each input in the engine's order, or a single mapping of name to array.
-        outputs : mapping of str to ndarray, optional
+            One for each input in the engine's order, or a single mapping of name to array. Arrays
+            in device memory, of PyTorch, CuPy, JAX or a `DeviceArray`, do not visit the host.
+        outputs : mapping of str to ndarray, or "device", optional
             Arrays to write results into, of exactly the output's shape and dtype; any layout. An
-            output that is not named is returned as a new array.
+            output that is not named is returned as a new array. ``"device"`` leaves every output
+            in device memory.
         **named : array_like
             Inputs by name.
 
         Returns
         -------
-        dict of str to ndarray
+        dict of str to ndarray or DeviceArray
             Every output in the engine's order, at its actual shape. The arrays are yours: no later
             call writes to them.
 
@@ -236,51 +220,184 @@ class Session(Owned):
         ------
         InputError, ShapeError, DtypeError
             An argument does not fit. Raised before anything is enqueued, except for an array in
-        ``outputs`` that does not fit a result whose shape depends on the data.
+            ``outputs`` that does not fit a result whose shape depends on the data, and for the
+            dtype or layout of an array in device memory.
 
         Notes
         -----
         Safe from any thread. Arrays of another layout are taken as they are; dtypes are cast within
         their kind (float64 to float32) and integers where their values fit.
+
+        With ``outputs="device"`` it does not wait: using the arrays waits, as they are ordered
+        before their consumer. An input in page-locked memory must then not change until the
+        results are there; any other may.
         """
-        with self._record as free:
-            checked = self._arrange(arrays, named)
-            if outputs is not None:
-                self._check_targets(outputs, checked)
-            slot = free.get()
-            try:
-                results: Arrays = slot.run(checked, outputs)
-                return results
-            finally:
-                free.put(slot)
+        with self._record as opened, self._primary.current():
+            flight: Flight = opened.pipeline.submit(*self._arrange(arrays, named, outputs))
+            return flight.finish()
 
     __call__ = infer
 
+    def infer_async(
+        self, *arrays: Any, outputs: Targets | None = None, **named: Any
+    ) -> InferenceFuture:
+        """Run the engine once, elsewhere; parameters and errors as `infer`.
+
+        Arguments are checked before this returns. Inputs, and ``outputs``, must not change before
+        the future is done. Of what is not dispatched yet the session accepts a few dozen
+        inferences, then waits for room. Closing it finishes them.
+
+        Returns
+        -------
+        InferenceFuture
+            ``await`` it or call its ``result()``. Cancelling it succeeds until the inference has
+            been enqueued.
+
+        Examples
+        --------
+        >>> outputs = await s.infer_async(img)        # doctest: +SKIP
+        >>> a, b = s.infer_async(x), s.infer_async(y)  # doctest: +SKIP
+        """
+        with self._record as opened:
+            request = self._arrange(arrays, named, outputs)
+            pipeline: Pipeline = opened.pipeline
+            future: InferenceFuture = opened.dispatcher().dispatch(
+                lambda: pipeline.submit(*request, overlap=True)
+            )
+            return future
+
+    def infer_many(
+        self, items: Iterable[Any], *, outputs: Literal["device"] | None = None
+    ) -> Generator[Outputs, None, None]:
+        """Run the engine once for each item, in order, several at a time.
+
+        One item's copies cross while another is computed. An item is what `infer` takes: a mapping
+        of name to array, a tuple of arrays in the engine's order, or, for one input, an array.
+
+        Yields
+        ------
+        dict of str to ndarray or DeviceArray
+            As `infer` returns.
+
+        Notes
+        -----
+        ``items`` is read a few items ahead, no faster than results are taken. What was read in an
+        ordinary array may be overwritten when the next item is asked for; page-locked memory only
+        when its results are there. Stopping early waits for what is in flight and leaves nothing
+        behind. An error is raised where its item's results would have been.
+        """
+        flights: deque[Flight] = deque()
+        try:
+            for item in items:
+                arrays = item if isinstance(item, tuple) else (item,)
+                with self._record as opened, self._primary.current():
+                    pipeline: Pipeline = opened.pipeline
+                    request = self._arrange(arrays, {}, outputs)
+                    flights.append(pipeline.submit(*request, overlap=True))
+                    capacity = pipeline.capacity
+                del item, arrays, request
+                if len(flights) >= capacity:
+                    yield self._land(flights)
+            while flights:
+                yield self._land(flights)
+        finally:
+            release_all([partial(self._abandon, flight) for flight in flights])
+
+    def _land(self, flights: deque[Flight]) -> Outputs:
+        flight = flights.popleft()
+        if flight.claimed:  # and perhaps closed: closing has waited for it
+            return flight.finish()
+        with self._record, self._primary.current():
+            return flight.finish()
+
+    def _abandon(self, flight: Flight) -> None:
+        with self._primary.current() if not flight.claimed else nullcontext():
+            flight.finish()
+
+    def input_buffers(
+        self, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """New page-locked arrays, one for each input, to write into and pass to `infer`.
+
+        An input that is in page-locked memory already crosses to the device faster. They are the
+        caller's, like any array, and are freed when they are collected. Do not change them while
+        an inference that was given them is in flight.
+
+        Parameters
+        ----------
+        shapes : mapping of str to sequence of int, optional
+            For every input of dynamic shape, its shape.
+
+        Examples
+        --------
+        >>> buffers = s.input_buffers()               # doctest: +SKIP
+        >>> preprocess(image, out=buffers["images"])  # doctest: +SKIP
+        >>> outputs = s.infer(buffers)                # doctest: +SKIP
+        """
+        with self._record:
+            known = self.engine._input_shapes(shapes or {})
+            buffers = {}
+            for spec in self.inputs:
+                block = PinnedBlock(self._primary, spec.nbytes(known[spec.name]))
+                try:
+                    buffers[spec.name] = typed(block.export(), known[spec.name], spec.dtype)
+                finally:
+                    block.drop()
+            return buffers
+
+    @property
+    def graph_fallback(self) -> str | None:
+        """Why inferences are not captured in CUDA graphs; None while nothing forbids it."""
+        with self._record as opened:
+            reasons = (slot.graph_fallback for slot in opened.pipeline.slots)
+            return next((reason for reason in reasons if reason is not None), None)
+
     def _arrange(
         self,
-        arrays: tuple[ArrayLike | Mapping[str, ArrayLike], ...],
-        named: Mapping[str, ArrayLike],
-    ) -> Arrays:
-        """The arguments as one array for each input, checked."""
-        if len(arrays) == 1 and isinstance(arrays[0], Mapping):
+        arrays: tuple[Any, ...],
+        named: Mapping[str, Any],
+        outputs: Targets | None,
+    ) -> tuple[Inputs, Key, Targets | None]:
+        """The arguments, checked: inputs in the engine's order, a key of their shapes, targets."""
+        specs = self.inputs
+        if named or len(arrays) != len(specs) or _is_mapping(arrays):
+            arrays = self._by_name(arrays, named)
+        inputs = [
+            array
+            if type(array) is np.ndarray and array.dtype == spec.dtype and array.shape == spec.shape
+            else _checked(spec, array)
+            for spec, array in zip(specs, arrays, strict=True)
+        ]
+        if outputs is not None and outputs != "device":
+            self._check_targets(outputs, inputs)
+        if self._fixed:
+            return inputs, (), outputs
+        key = tuple(
+            (array.shape, array.tobytes())
+            if spec.is_shape_tensor and isinstance(array, np.ndarray)
+            else array.shape
+            for spec, array in zip(specs, inputs, strict=True)
+        )
+        return inputs, key, outputs
+
+    def _by_name(self, arrays: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """One argument for each input, in the engine's order."""
+        names = [spec.name for spec in self.inputs]
+        if len(arrays) == 1 and _is_mapping(arrays):
             given: dict[str, Any] = {**arrays[0], **named}
-            positional: tuple[Any, ...] = ()
             twice = [name for name in arrays[0] if name in named]
         else:
-            given, positional = dict(named), arrays
-            names = [spec.name for spec in self.inputs]
-            if len(positional) > len(names):
+            if len(arrays) > len(names):
                 raise InputError(
-                    f"{len(positional)} arrays were given and the engine has {len(names)} inputs: "
+                    f"{len(arrays)} arrays were given and the engine has {len(names)} inputs: "
                     f"{self._signature()}"
                 )
-            twice = [name for name in names[: len(positional)] if name in named]
-            given.update(zip(names, positional, strict=False))
+            given = {**named, **dict(zip(names, arrays, strict=False))}
+            twice = [name for name in names[: len(arrays)] if name in named]
         if twice:
             raise InputError(f"input {', '.join(map(repr, twice))} was given twice")
-        specs = {spec.name: spec for spec in self.inputs}
-        unknown = [name for name in given if name not in specs]
-        missing = [name for name in specs if name not in given]
+        unknown = [name for name in given if name not in names]
+        missing = [name for name in names if name not in given]
         if unknown or missing:
             problems = []
             if unknown:
@@ -288,16 +405,12 @@ class Session(Owned):
             if missing:
                 problems.append(f"missing input {', '.join(map(repr, missing))}")
             raise InputError(f"{' and '.join(problems)}; the engine takes {self._signature()}")
-        checked = {name: _checked(spec, given[name]) for name, spec in specs.items()}
-        self.engine._fitting_profile(
-            {name: array.shape for name, array in checked.items()},
-            {name: checked[name] for name, spec in specs.items() if spec.is_shape_tensor},
-        )
-        return checked
+        return tuple(given[name] for name in names)
 
-    def _check_targets(self, outputs: Mapping[str, NDArray[Any]], inputs: Arrays) -> None:
+    def _check_targets(self, outputs: Mapping[str, NDArray[Any]], inputs: Inputs) -> None:
         if not isinstance(outputs, Mapping):
-            raise InputError(f"outputs is a mapping of name to array, not {type(outputs).__name__}")
+            came = repr(outputs) if isinstance(outputs, str) else type(outputs).__name__
+            raise InputError(f'outputs is a mapping of name to array, or "device", not {came}')
         specs = {spec.name: spec for spec in self.outputs}
         for name, target in outputs.items():
             spec = specs.get(name)
@@ -323,7 +436,7 @@ class Session(Owned):
                     f"outputs[{name!r}] has shape {format_shape(target.shape)}, and the output "
                     f"{format_shape(spec.shape)}"
                 )
-            if any(np.shares_memory(target, array) for array in inputs.values()):
+            if any(isinstance(a, np.ndarray) and np.shares_memory(target, a) for a in inputs):
                 raise InputError(f"outputs[{name!r}] shares memory with an input")
         for (name, target), (other, array) in combinations(outputs.items(), 2):
             if np.shares_memory(target, array):
@@ -336,24 +449,14 @@ class Session(Owned):
         return self.engine._describe()
 
 
-def _deliver(binding: Binding, target: NDArray[Any]) -> NDArray[Any]:
-    """Write a result into the caller's array."""
-    _check_fits(binding, target)
-    np.copyto(target, binding._view())
-    return target
+def _is_mapping(arrays: tuple[Any, ...]) -> bool:
+    return bool(arrays) and type(arrays[0]) is not np.ndarray and isinstance(arrays[0], Mapping)
 
 
-def _check_fits(binding: Binding, target: NDArray[Any]) -> None:
-    assert binding.shape is not None
-    if target.shape != binding.shape:
-        raise ShapeError(
-            f"outputs[{binding.name!r}] has shape {format_shape(target.shape)}, and this result "
-            f"{format_shape(binding.shape)}"
-        )
-
-
-def _checked(spec: TensorSpec, value: ArrayLike) -> NDArray[Any]:
+def _checked(spec: TensorSpec, value: Any) -> NDArray[Any] | DeviceInput:
     """``value`` as an array that the staging copy can take; its layout and dtype may differ."""
+    if is_device_array(value):
+        return _checked_on_device(spec, value)
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever the object's __array__ raises
@@ -364,6 +467,18 @@ def _checked(spec: TensorSpec, value: ArrayLike) -> NDArray[Any]:
         if spec.is_shape_tensor:
             array = array.astype(spec.dtype)
     return array
+
+
+def _checked_on_device(spec: TensorSpec, value: Any) -> DeviceInput:
+    if spec.is_shape_tensor:
+        raise InputError(
+            f"input {spec.name!r} is a shape tensor, whose values are needed on the host; copy it "
+            "there with its own library"
+        )
+    shape = value.shape if hasattr(value, "shape") else value.__cuda_array_interface__["shape"]
+    known = tuple(int(n) for n in shape)
+    check_shape(spec, known)
+    return DeviceInput(value, known, f"input {spec.name!r}")
 
 
 def _check_cast(spec: TensorSpec, array: NDArray[Any]) -> None:
@@ -396,6 +511,17 @@ def _kind(dtype: np.dtype[Any]) -> str:
     if dtype.kind == "f" or "float" in dtype.name:
         return "float"
     return "other"
+
+
+def _builder(cache: bool | str | os.PathLike[str] | EngineCache) -> Callable[..., Engine]:
+    """How an ONNX model becomes an engine."""
+    if cache is False:
+        return Engine.build
+    if cache is True:
+        cache = EngineCache()
+    elif not isinstance(cache, EngineCache):
+        cache = EngineCache(cache)
+    return cache.load_or_build
 
 
 def _refuse_ignored(what: str, **given: object) -> None:

@@ -1,0 +1,110 @@
+"""`InferenceFuture`, and the thread that fills it: inferences that are waited for elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from queue import SimpleQueue
+from typing import Any
+
+from .pipeline import Flight, Outputs
+
+#: Inferences that `Session.infer_async` accepts before it waits for one to be dispatched.
+PENDING = 64
+
+Submit = Callable[[], Flight]
+
+
+class InferenceFuture(Future[Outputs]):
+    """The results of an inference, later: a `concurrent.futures.Future` that can be awaited.
+
+    ``result()`` waits for them from any thread; ``await`` does from any event loop. ``cancel()``
+    succeeds until the inference has been enqueued; a cancelled ``await`` cancels it likewise.
+    """
+
+    def __await__(self) -> Generator[Any, None, Outputs]:
+        return asyncio.wrap_future(self).__await__()
+
+
+class Dispatcher:
+    """Two threads: one enqueues inferences as memory becomes free, one completes their futures.
+
+    Parameters
+    ----------
+    current : callable
+        Gives a ``with`` that makes the device's context current.
+    """
+
+    def __init__(self, current: Callable[[], AbstractContextManager[object]]) -> None:
+        self._current = current
+        self._orders: SimpleQueue[tuple[InferenceFuture, Submit] | None] = SimpleQueue()
+        self._flying: SimpleQueue[tuple[InferenceFuture, Flight | BaseException] | None] = (
+            SimpleQueue()
+        )
+        self._room = threading.Semaphore(PENDING)
+        self._completed = False
+        self._enqueuer = threading.Thread(
+            target=self._enqueue, name="trt_runtime enqueue", daemon=True
+        )
+        self._completer = threading.Thread(
+            target=self._complete, name="trt_runtime complete", daemon=True
+        )
+
+    def start(self) -> None:
+        self._enqueuer.start()
+        self._completer.start()
+
+    def dispatch(self, submit: Submit) -> InferenceFuture:
+        """A future of what ``submit`` will enqueue; waits while too many are pending."""
+        if threading.current_thread() is not self._completer:  # a callback: the room is its to make
+            self._room.acquire()
+        future = InferenceFuture()
+        self._orders.put((future, submit))
+        return future
+
+    def close(self) -> None:
+        """Finish what was accepted, and end the threads."""
+        self._orders.put(None)
+        self._enqueuer.join()
+        if threading.current_thread() is self._completer:  # closed by a future's callback
+            self._complete()
+        else:
+            self._completer.join()
+
+    def _enqueue(self) -> None:
+        while (order := self._orders.get()) is not None:
+            future, submit = order
+            self._room.release()
+            if future.set_running_or_notify_cancel():
+                try:
+                    with self._current():
+                        flight: Flight | BaseException = submit()
+                except BaseException as error:
+                    flight = error
+                self._flying.put((future, flight))
+                del flight
+            del order, future, submit  # nothing of the last inference is kept while waiting
+        self._flying.put(None)
+
+    def _complete(self) -> None:
+        while not self._completed:
+            landed = self._flying.get()
+            if landed is None:
+                self._completed = True
+                return
+            future, flight = landed
+            try:
+                if isinstance(flight, BaseException):
+                    raise flight
+                with self._current():
+                    flight.sleep()
+                    arrays = flight.finish()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(arrays)
+                del arrays
+            del landed, future, flight

@@ -1,0 +1,716 @@
+"""Inferences in flight: contexts, streams, memory for recent shapes, and captured graphs.
+
+A `Pipeline` has one `Slot` for each execution context. A slot has a few `Track` objects, each a
+stream on which one inference at a time travels: its inputs cross, it computes, its results cross
+back. A context computes one inference at a time, so that what overlaps is one inference's compute
+with its neighbours' copies. A `Lane` is a track's memory at given shapes.
+
+What a user may pass is checked in `session`; nothing is checked here. The device's context must be
+current for every call but `Pipeline.close`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bindings import Binding, BindingSet
+from .context import ExecutionContext
+from .engine import Engine
+from .errors import OutOfMemoryError, ShapeError, UnsupportedError
+from .graph import CudaGraph
+from .interop import BorrowedArray, DeviceArray, borrow
+from .memory import PinnedBlock
+from .ownership import insist, release_all
+from .pool import DevicePool
+from .results import Arrays, Results
+from .stream import Stream
+from .tensor import Shape, format_shape
+
+
+class DeviceInput(NamedTuple):
+    """An input that is in device memory already, somebody else's or a `DeviceArray`."""
+
+    value: Any
+    shape: Shape
+    what: str
+
+
+#: Wanted outputs: None for new arrays, arrays to write into by name, or device memory.
+Targets = Mapping[str, NDArray[Any]] | Literal["device"]
+Inputs = Sequence[NDArray[Any] | DeviceInput]
+Outputs = dict[str, Any]
+Key = tuple[object, ...]
+
+#: Inferences in flight for each context: one sends its inputs while another computes and a third's
+#: results come back.
+TRACKS = 3
+#: Shape combinations that a slot keeps memory for; the least recently used goes first.
+KEPT_SHAPES = 8
+#: Graphs that a lane keeps; the oldest goes first.
+KEPT_GRAPHS = 16
+#: Bytes of page-locked memory that results may occupy in the callers' hands, for each session;
+#: beyond it results are copied.
+LENT_BYTES = 256 << 20
+#: Inputs up to this size are staged in page-locked memory, whose copy a graph can hold; the
+#: driver stages larger ones itself, which is faster than a copy here and the transfer after it
+#: (benchmarks/results: 4.4 MB in 0.33 ms against 0.46 to 0.50 ms on one H200).
+STAGED_BYTES = 256 << 10
+
+_serials = itertools.count()
+
+
+class Flight:
+    """One inference under way, and what became of it."""
+
+    __slots__ = (
+        "arrays",
+        "borrowed",
+        "claimed",
+        "error",
+        "held",
+        "lane",
+        "results",
+        "serial",
+        "targets",
+        "track",
+    )
+
+    def __init__(self, track: Track, lane: Lane, held: Inputs, targets: Targets | None) -> None:
+        self.serial = next(_serials)
+        self.track = track
+        self.lane = lane
+        #: The inputs, which the device may read until the flight has ended.
+        self.held: Inputs = held
+        #: Other libraries' device memory, which is theirs again when the flight has ended.
+        self.borrowed: list[BorrowedArray] = []
+        self.targets = targets
+        self.results: Results | None = None
+        self.claimed = False
+        self.arrays: Outputs | None = None
+        self.error: BaseException | None = None
+
+    def sleep(self) -> None:
+        """Wait until the device has done its work, without keeping a processor busy."""
+        if not self.claimed:
+            track, driver = self.track, self.track.slot.driver
+            driver.event_record(track.landed, track.handle)
+            driver.event_synchronize(track.landed)
+
+    def finish(self) -> Outputs:
+        """Wait until it has ended; its results, or the error that it ended with.
+
+        Results in device memory are there at once, and order whoever uses them.
+        """
+        if self.targets == "device" and self.arrays is not None:
+            arrays, self.arrays = self.arrays, None  # the caller's alone, ended or not
+            return arrays
+        if self.arrays is None:
+            self.track.settle(self)
+            self._raise_error()
+            assert self.arrays is not None
+        return self.arrays
+
+    def make_way(self) -> None:
+        """Wait until it has ended, for somebody else."""
+        self.track.settle(self)
+        if self.targets == "device":  # whoever submitted it does not wait, and is not told
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame
+
+
+class Lane:
+    """The memory of one track at given shapes, and graphs captured over it."""
+
+    __slots__ = ("_context", "_graphs", "_staged", "_staging", "bindings", "plain", "track")
+
+    def __init__(self, track: Track, context: ExecutionContext, bindings: BindingSet) -> None:
+        self.track = track
+        self.bindings = bindings
+        self._context = context
+        #: By where the results go; None for what ran once and was not captured yet.
+        self._graphs: OrderedDict[Results | None, CudaGraph | None] = OrderedDict()
+        #: Whether it runs as the explicit program does, step by step: shapes that depend on the
+        #: data, and tensors that TensorRT writes on the host.
+        self.plain = any(b.data_dependent or b.spec.location == "host" for b in bindings._outputs)
+        #: The page-locked host sides of the inputs that are staged; made when first needed.
+        self._staging: list[NDArray[Any] | None] = [None] * len(bindings._inputs)
+        #: Where each input's copy, if a graph may hold it, comes from; otherwise 0.
+        self._staged = [0] * len(bindings._inputs)
+        for index, binding in enumerate(bindings._inputs):
+            if binding._device is not None and binding.nbytes <= STAGED_BYTES:
+                self._stage(index)
+                self._staged[index] = _pinned(binding).address
+
+    def _stage(self, index: int) -> NDArray[Any]:
+        binding = self.bindings._inputs[index]
+        self.bindings._make_host_side(binding)
+        view = self._staging[index] = binding._view()
+        return view
+
+    def stage(self, flight: Flight) -> Sequence[int]:
+        """Bring the inputs on their way; for each where it is still to be copied from, or 0."""
+        driver, stream = self.track.slot.driver, self.track.handle
+        sources: Sequence[int] = self._staged
+        for index, array in enumerate(flight.held):
+            binding = self.bindings._inputs[index]
+            device = binding._device
+            if device is None:
+                continue  # the values of a shape tensor are the binding set's
+            if isinstance(array, DeviceInput):
+                self._borrow(flight, array, binding)
+                sources = [0 if n == index else source for n, source in enumerate(sources)]
+                continue
+            if self._staged[index] or array.dtype != binding.dtype or not array.flags.c_contiguous:
+                staging = self._staging[index]
+                if staging is None:
+                    staging = self._stage(index)
+                # The one staging copy: any layout, and any dtype that was let through.
+                np.copyto(staging, array, casting="unsafe")
+                if self._staged[index]:
+                    continue
+                array = staging
+            # From pageable memory this returns when the driver has the bytes (CUDA driver API,
+            # "API synchronization behavior"), from page-locked memory at once.
+            address = array.__array_interface__["data"][0]
+            driver.memcpy_htod_async(device.address, address, array.nbytes, stream)
+        return sources
+
+    def _borrow(self, flight: Flight, array: DeviceInput, binding: Binding) -> None:
+        """Copy an input within the device, to where the graphs read it."""
+        borrowed = borrow(array.value, self.track.stream, what=array.what, dtype=binding.spec.dtype)
+        assert borrowed is not None
+        assert binding._device is not None
+        flight.borrowed.append(borrowed)
+        if borrowed.nbytes:
+            self.track.slot.driver.memcpy_dtod_async(
+                binding._device.address, borrowed.address, borrowed.nbytes, self.track.handle
+            )
+
+    def run(self, results: Results) -> None:
+        """Everything that `stage` left: as one graph, if it can be."""
+        self._launch(results, self._staged, results.addresses)
+
+    def compute(self, sources: Sequence[int]) -> None:
+        """The copies that `stage` left, and the inference: as a graph, if it can be."""
+        self.bindings._upload(self.track.handle, sources)
+        self._launch(None, (), ())
+
+    def download(self, results: Results) -> None:
+        self.bindings._download(self.track.handle, results.addresses)
+
+    def _launch(
+        self, results: Results | None, sources: Sequence[int], targets: Sequence[int]
+    ) -> None:
+        stream = self.track.handle
+        graph = self._graphs.get(results)
+        if graph is None:
+            graph = self._capture(results, sources, targets)
+        if graph is not None:
+            self.track.slot.driver.graph_launch(graph._record.handle, stream)
+            return
+        if sources:
+            self.bindings._upload(stream, sources)
+        self._context.enqueue(self.bindings, self.track.stream)
+        if targets:
+            self.bindings._download(stream, targets)
+
+    def _capture(
+        self, results: Results | None, sources: Sequence[int], targets: Sequence[int]
+    ) -> CudaGraph | None:
+        """A graph, if this has run before and graphs are possible.
+
+        TensorRT must have run once at new shapes, and what never comes again is not worth it.
+        """
+        slot, bindings = self.track.slot, self.bindings
+        if slot.graph_fallback is not None:
+            return None
+        graph = None
+        if results in self._graphs:
+            try:
+                graph = CudaGraph._around(
+                    self._context,
+                    bindings,
+                    self.track.stream,
+                    lambda stream: bindings._upload(stream, sources) if sources else None,
+                    lambda stream: bindings._download(stream, targets) if targets else None,
+                )
+            except (UnsupportedError, OutOfMemoryError) as error:
+                slot.graph_fallback = str(error)
+                return None
+            graph._be_part()
+        self._graphs[results] = graph
+        if len(self._graphs) > KEPT_GRAPHS:
+            oldest = self._graphs.popitem(last=False)[1]
+            if oldest is not None:
+                oldest.close()
+        return graph
+
+    def give_on_device(self) -> Outputs:
+        """The outputs as device arrays of the caller's, to be filled by work on the stream."""
+        track, driver = self.track, self.track.slot.driver
+        arrays: Outputs = {}
+        for binding in self.bindings._outputs:
+            assert binding.shape is not None
+            block = track.slot.pipeline.device_pool.take(binding.nbytes, track.stream)
+            try:
+                if binding._device is None:
+                    address = _pinned(binding).address
+                    driver.memcpy_htod_async(block.address, address, binding.nbytes, track.handle)
+                elif binding.nbytes:
+                    address = binding._device.address
+                    driver.memcpy_dtod_async(block.address, address, binding.nbytes, track.handle)
+            except BaseException:
+                block.drop()
+                raise
+            arrays[binding.name] = DeviceArray(block, binding.shape, binding.dtype)
+        return arrays
+
+    def run_plainly(self, flight: Flight) -> Outputs:
+        """The explicit program: every step on its own, and results copied."""
+        bindings, stream = self.bindings, self.track.stream
+        for binding, array in zip(bindings._inputs, flight.held, strict=True):
+            if binding._device is not None and not isinstance(array, DeviceInput):
+                np.copyto(binding._view(), array, casting="unsafe")
+        try:
+            bindings.copy_to_device(stream)
+            for binding, array in zip(bindings._inputs, flight.held, strict=True):
+                if isinstance(array, DeviceInput):
+                    self._borrow(flight, array, binding)
+            self._context.enqueue(bindings, stream)
+            if flight.targets == "device":
+                return self.give_on_device()
+            bindings.copy_to_host(stream)
+        finally:
+            # Also after a failure: nothing may still read or write memory that the next call fills.
+            insist(stream.synchronize)
+        if flight.targets is not None:
+            return _deliver(
+                flight.targets, {binding.name: binding._view() for binding in bindings._outputs}
+            )
+        return {binding.name: binding._view().copy() for binding in bindings._outputs}
+
+    def check(self, targets: Mapping[str, NDArray[Any]]) -> None:
+        """Raise `ShapeError` for an array that the result cannot be written into."""
+        for binding in self.bindings._outputs:
+            if binding.name in targets and not binding.data_dependent:
+                assert binding.shape is not None
+                _check_fits(binding.name, binding.shape, targets[binding.name])
+
+    def forget_graphs(self) -> None:
+        """Close the graphs; what has run before is captured anew."""
+        graphs = [graph for graph in self._graphs.values() if graph is not None]
+        self._graphs = OrderedDict.fromkeys(self._graphs)
+        release_all([graph.close for graph in graphs])
+
+    def close(self) -> None:
+        self.bindings.close()  # and the graphs over it
+
+
+class _Shapes:
+    """What a slot keeps for one combination of shapes: a lane for each track, and results."""
+
+    __slots__ = ("lanes", "results", "spares")
+
+    def __init__(self) -> None:
+        self.lanes: dict[Track, Lane] = {}
+        self.results: list[Results] = []
+        self.spares: list[Results] = []  # never lent
+
+    def close(self) -> None:
+        release_all(
+            [
+                *(lane.close for lane in self.lanes.values()),
+                *(results.close for results in (*self.results, *self.spares)),
+            ]
+        )
+
+
+class Track:
+    """A stream, and the inference that is on it."""
+
+    __slots__ = (
+        "_primary",
+        "computed",
+        "flight",
+        "handle",
+        "landed",
+        "lock",
+        "marked",
+        "slot",
+        "stream",
+    )
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.flight: Flight | None = None
+        #: The end of the latest compute on this track, if ``marked``.
+        self.marked = False
+        #: Held while a flight begins, and while it is waited for. Whoever has it may take the
+        #: slot's, never the other way round. A collected generator may settle at any point.
+        self.lock = threading.RLock()
+        self._primary = primary = slot.device._primary
+        driver = primary.driver
+        with ExitStack() as stack:
+            self.stream = stack.enter_context(Stream(slot.device))
+            self.computed = primary.create(lambda: driver.event_create(False), driver.event_destroy)
+            stack.callback(primary.release, partial(driver.event_destroy, self.computed))
+            #: Waited for by a thread that sleeps meanwhile.
+            self.landed = primary.create(
+                lambda: driver.event_create(False, blocking=True), driver.event_destroy
+            )
+            stack.pop_all()
+        self.stream._be_part()
+        self.handle = self.stream.handle
+
+    def settle(self, flight: Flight) -> None:
+        """Wait for a flight's end, unless another thread did; the track is idle then."""
+        with self.lock:
+            if flight.claimed:
+                return
+            flight.claimed = True
+            try:
+                self._synchronize()
+                if flight.results is not None:
+                    flight.arrays = collect(flight)
+            except BaseException as error:
+                flight.error = error
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                self.leave(flight)
+
+    def _synchronize(self) -> None:
+        driver = self.slot.driver
+        try:
+            driver.stream_synchronize(self.handle)
+        except BaseException:
+            driver.stream_synchronize(self.handle)  # as `ownership.insist`, without its cost
+            raise
+
+    def leave(self, flight: Flight) -> None:
+        """The flight has ended, well or not."""
+        flight.claimed = True
+        if flight.results is not None:
+            flight.results.in_flight = False
+        flight.held = ()
+        for borrowed in flight.borrowed:
+            borrowed.release()
+        self.flight = None
+        self.slot.idle.append(self)
+
+    def close(self) -> None:
+        destroy = self._primary.driver.event_destroy
+        self._primary.release(
+            self.stream.close, partial(destroy, self.computed), partial(destroy, self.landed)
+        )
+
+
+class Slot:
+    """One execution context and the tracks that take turns on it."""
+
+    def __init__(self, pipeline: Pipeline, number: int) -> None:
+        engine = pipeline.engine
+        self.pipeline = pipeline
+        self.device = engine.device
+        self.driver = engine.device._driver
+        #: Why inferences are not captured in graphs; None while they may be.
+        self.graph_fallback: str | None = None if pipeline.graphs else "graphs=False was given"
+        #: The tracks without a flight. Taken from under the lock only, and added to from anywhere.
+        self.idle: deque[Track] = deque()
+        self._tracks: list[Track] = []
+        self._kept: OrderedDict[Key, _Shapes] = OrderedDict()
+        #: Guards the context's calls, and which track computed last.
+        self._lock = threading.RLock()
+        self._last: Track | None = None
+        with ExitStack() as stack:
+            self.context = stack.enter_context(
+                engine._make_context(f"{engine.name} #{number}", self.at_rest)
+            )
+            for _ in range(TRACKS):
+                self._tracks.append(Track(self))
+                stack.callback(self._tracks[-1].close)
+            stack.pop_all()
+        self.context._be_part()
+        self.idle.extend(reversed(self._tracks))
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tracks) - len(self.idle)
+
+    def submit(self, inputs: Inputs, key: Key, targets: Targets | None, *, overlap: bool) -> Flight:
+        """Enqueue an inference; waits for an earlier one only if every track has one.
+
+        With ``overlap`` its copies run beside its neighbours' compute. Otherwise, and if no other
+        is in flight, all of it is one graph: sooner done, and nothing runs beside it.
+        """
+        flight, shapes = self._begin(inputs, key, targets)
+        track, lane = flight.track, flight.lane
+        try:
+            if lane.plain:
+                self._run_plainly(flight)
+                return flight
+            sources = lane.stage(flight)
+            on_device = targets == "device"
+            with self._lock:
+                if not on_device:
+                    flight.results = self._take_results(shapes, lane, targets is None)
+                self._follow(track)
+                if overlap or on_device or self.in_flight > 1 or flight.borrowed:
+                    lane.compute(sources)
+                    self.driver.event_record(track.computed, track.handle)
+                    track.marked = True
+                else:
+                    assert flight.results is not None
+                    lane.run(flight.results)
+                    return flight
+            if flight.results is not None:
+                lane.download(flight.results)
+            else:
+                flight.arrays = lane.give_on_device()
+        except BaseException:
+            release_all([partial(insist, track.stream.synchronize), partial(track.leave, flight)])
+            raise
+        finally:
+            track.lock.release()
+        return flight
+
+    def _begin(self, inputs: Inputs, key: Key, targets: Targets | None) -> tuple[Flight, _Shapes]:
+        """A flight on an idle track, whose lock is taken: nobody waits for it before it flies."""
+        while True:
+            with self._lock:
+                if self.idle:
+                    track = self.idle.pop()
+                    try:
+                        shapes, lane = self._lane(key, track, inputs)
+                        if targets is not None and targets != "device":
+                            lane.check(targets)
+                        track.lock.acquire()
+                    except BaseException:
+                        self.idle.append(track)
+                        raise
+                    track.flight = flight = Flight(track, lane, inputs, targets)
+                    return flight, shapes
+                flights = [track.flight for track in self._tracks if track.flight is not None]
+            if flights:
+                min(flights, key=_serial).make_way()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """No inference under way or beginning, and no graphs: for a refit of the engine."""
+        with self._lock:
+            for track in self._tracks:
+                insist(partial(self.driver.stream_synchronize, track.handle))
+            for shapes in self._kept.values():
+                for lane in shapes.lanes.values():
+                    lane.forget_graphs()
+            yield
+
+    def _run_plainly(self, flight: Flight) -> None:
+        with self._lock:
+            self._follow(flight.track)
+            flight.arrays = flight.lane.run_plainly(flight)
+        flight.track.leave(flight)
+
+    def _lane(self, key: Key, track: Track, inputs: Inputs) -> tuple[_Shapes, Lane]:
+        """The memory for these shapes and shape values, made now if they are new."""
+        shapes = self._kept.get(key)
+        if shapes is None:
+            if len(self._kept) >= KEPT_SHAPES:
+                self._forget_oldest_shapes()
+            shapes = _Shapes()
+        elif len(self._kept) > 1:
+            self._kept.move_to_end(key)
+        lane = shapes.lanes.get(track)
+        if lane is None:
+            specs = self.context.engine.inputs
+            given = dict(zip((spec.name for spec in specs), inputs, strict=True))
+            bindings = BindingSet._on_device(
+                self.context,
+                {spec.name: given[spec.name].shape for spec in specs if not spec.is_shape_tensor},
+                {spec.name: given[spec.name] for spec in specs if spec.is_shape_tensor},
+            )
+            with ExitStack() as stack:
+                stack.callback(bindings.close)
+                bindings._be_part()
+                lane = Lane(track, self.context, bindings)
+                if lane.plain:
+                    bindings._make_host_sides()
+                stack.pop_all()
+            shapes.lanes[track] = lane
+            self._kept[key] = shapes
+        return shapes, lane
+
+    def _forget_oldest_shapes(self) -> None:
+        """Of those that are not in flight; there are always some."""
+        flying = {track.flight.lane for track in self._tracks if track.flight is not None}
+        for key, shapes in self._kept.items():
+            if flying.isdisjoint(shapes.lanes.values()):
+                del self._kept[key]
+                self.pipeline.may_lend(-sum(results.nbytes for results in shapes.results))
+                shapes.close()
+                return
+
+    def _take_results(self, shapes: _Shapes, lane: Lane, lends: bool) -> Results:
+        """Memory for results: the caller's then, unless that is not wanted or too much."""
+        kept = shapes.results if lends else shapes.spares
+        for results in kept:
+            if results.idle:
+                break
+        else:
+            outputs = {
+                b.name: (b.shape, b.dtype, b.nbytes)
+                for b in lane.bindings._outputs
+                if b.shape is not None
+            }
+            nbytes = sum(nbytes for _, _, nbytes in outputs.values())
+            if lends and not self.pipeline.may_lend(nbytes):
+                return self._take_results(shapes, lane, False)
+            results = Results(self.context._primary, outputs, lends=lends)
+            kept.append(results)
+        results.in_flight = True
+        return results
+
+    def _follow(self, track: Track) -> None:
+        """Make the track's stream wait for the context's latest inference, if on another one."""
+        last = self._last
+        if last is not None and last is not track:
+            if not last.marked:
+                self.driver.event_record(last.computed, last.handle)
+            self.driver.stream_wait_event(track.handle, last.computed)
+        track.marked = False
+        self._last = track
+
+    def close(self) -> None:
+        tracks = list(self._tracks)
+        flights = [track.flight for track in tracks]
+        kept, self._kept = list(self._kept.values()), OrderedDict()
+        release_all(
+            [
+                *(f.make_way for f in flights if f is not None),
+                *(partial(insist, track.stream.synchronize) for track in tracks),
+                *(shapes.close for shapes in kept),
+                self.context.close,
+                *(track.close for track in tracks),
+            ]
+        )
+
+
+class Pipeline:
+    """The slots of one engine, and what bounds them.
+
+    Parameters
+    ----------
+    engine : Engine
+        Held, not owned.
+    contexts : int
+    graphs : bool
+        Whether inferences may be captured in CUDA graphs.
+    """
+
+    def __init__(self, engine: Engine, contexts: int, *, graphs: bool) -> None:
+        self.engine = engine
+        self.graphs = graphs
+        self.lent_bytes = 0
+        self._lock = threading.Lock()
+        self.slots: list[Slot] = []
+        #: Where results on the device are kept.
+        self.device_pool = DevicePool(engine.device)
+        self.device_pool._be_part()
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for number in range(contexts):
+                self.slots.append(Slot(self, number))
+            stack.pop_all()
+
+    @property
+    def capacity(self) -> int:
+        """How many inferences can be in flight."""
+        return TRACKS * len(self.slots)
+
+    def submit(
+        self,
+        inputs: Inputs,
+        key: Key,
+        targets: Targets | None = None,
+        *,
+        overlap: bool = False,
+    ) -> Flight:
+        """Enqueue an inference on the slot with the least to do; see `Slot.submit`."""
+        slots = self.slots
+        slot = slots[0] if len(slots) == 1 else min(slots, key=_in_flight)
+        return slot.submit(inputs, key, targets, overlap=overlap)
+
+    def may_lend(self, nbytes: int) -> bool:
+        """Count these bytes in, if the bound allows."""
+        with self._lock:
+            if self.lent_bytes + nbytes > LENT_BYTES:
+                return False
+            self.lent_bytes += nbytes
+            return True
+
+    def close(self) -> None:
+        """Wait for what is in flight, then release everything; results in flight are kept."""
+        slots, self.slots = self.slots, []
+        steps = [slot.close for slot in reversed(slots)]
+        if steps:
+            steps = [partial(self.engine.device._primary.release, *steps)]
+        release_all([*steps, self.device_pool.close])
+
+
+def _in_flight(slot: Slot) -> int:
+    return slot.in_flight
+
+
+def _serial(flight: Flight) -> int:
+    return flight.serial
+
+
+def collect(flight: Flight) -> Arrays:
+    """The results of a flight that has ended, as the caller's own arrays."""
+    results, targets = flight.results, flight.targets
+    assert results is not None
+    assert targets != "device"
+    return results.give() if targets is None else _deliver(targets, results.show())
+
+
+def _deliver(targets: Mapping[str, NDArray[Any]], arrays: Arrays) -> Arrays:
+    """Write results into the caller's arrays, where there are; copies of the others."""
+    results = {}
+    for name, array in arrays.items():
+        target = targets.get(name)
+        if target is None:
+            results[name] = array.copy()
+        else:
+            _check_fits(name, array.shape, target)
+            np.copyto(target, array)
+            results[name] = target
+    return results
+
+
+def _check_fits(name: str, shape: Shape, target: NDArray[Any]) -> None:
+    if target.shape != shape:
+        raise ShapeError(
+            f"outputs[{name!r}] has shape {format_shape(target.shape)}, and this result "
+            f"{format_shape(shape)}"
+        )
+
+
+def _pinned(binding: Binding) -> PinnedBlock:
+    assert binding._pinned is not None
+    return binding._pinned

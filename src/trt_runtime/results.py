@@ -1,0 +1,92 @@
+"""`Results`: page-locked memory for the outputs of one inference, lent to the caller as arrays.
+
+The device copies into it, and the arrays show it without a copy. It is idle again when the last of
+them, or view of one, is gone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .device import PrimaryContext
+from .memory import PageLocked, PinnedBlock
+from .tensor import Shape
+
+Arrays = dict[str, NDArray[Any]]
+
+#: Where each output begins in the block, in bytes: a cache line, and enough for any dtype.
+_ALIGNMENT = 64
+
+
+class Results:
+    """One block for every output of an inference at given shapes.
+
+    Attributes
+    ----------
+    addresses : tuple of int
+        Where each output goes.
+    in_flight : bool
+        Whether an inference is going to write to it.
+    lends : bool
+        Whether it gives its own memory to the caller, and not copies.
+    """
+
+    __slots__ = ("_block", "_lent", "_parts", "addresses", "in_flight", "lends")
+
+    def __init__(
+        self,
+        primary: PrimaryContext,
+        outputs: Mapping[str, tuple[Shape, np.dtype[Any], int]],
+        *,
+        lends: bool,
+    ) -> None:
+        offset = 0
+        parts = []
+        for name, (shape, dtype, nbytes) in outputs.items():
+            parts.append((name, shape, dtype, offset))
+            offset += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._parts: Sequence[tuple[str, Shape, np.dtype[Any], int]] = parts
+        self._block = PinnedBlock(primary, offset)
+        self._lent: weakref.ref[PageLocked] | None = None
+        self.addresses = tuple(self._block.address + part[3] for part in parts)
+        self.in_flight = False
+        self.lends = lends
+
+    @property
+    def nbytes(self) -> int:
+        return self._block.nbytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing writes to it and nobody can read it."""
+        return not self.in_flight and (self._lent is None or self._lent() is None)
+
+    def give(self) -> Arrays:
+        """The outputs as the caller's own arrays: on this memory, or copies."""
+        if not self.lends:
+            return {name: array.copy() for name, array in self.show().items()}
+        memory = self._block.show()
+        self._lent = weakref.ref(memory)
+        return self._arrays(memory)
+
+    def show(self) -> Arrays:
+        """The outputs as arrays that hold nothing: only until the next inference writes."""
+        return self._arrays(self._block.raw)
+
+    def _arrays(self, memory: NDArray[np.uint8]) -> Arrays:
+        return {
+            name: np.ndarray(shape, dtype, memory, offset)
+            for name, shape, dtype, offset in self._parts
+        }
+
+    def close(self) -> None:
+        """Give the memory up; arrays that were lent keep it for as long as they live."""
+        memory = self._lent() if self._lent is not None else None
+        if memory is not None:
+            self._block.hold_for(memory)
+        self._block.drop()
