@@ -10,14 +10,23 @@ from typing import Annotated
 
 import typer
 
-from trt_runtime.cli.run import run
+from trt_runtime.cli import build as build_command
+from trt_runtime.cli import cache as cache_command
+from trt_runtime.cli import doctor as doctor_command
+from trt_runtime.cli import inspect as inspect_command
+from trt_runtime.cli import run as run_command
+from trt_runtime.cli.failure import EXIT_STATUS, Group
+from trt_runtime.cli.options import help_of, spelling
 
 app = typer.Typer(
     name="trt-runtime",
-    help="Run ONNX models and TensorRT engines.",
+    cls=Group,
+    help="Build, run and look into ONNX models and TensorRT engines.",
+    epilog=EXIT_STATUS,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": spelling, "help_option_names": ["-h", "--help"]},
 )
 
 
@@ -34,7 +43,15 @@ def _trt_runtime(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Run ONNX models and TensorRT engines."""
+    """Build, run and look into ONNX models and TensorRT engines."""
 
 
-app.command("run")(run)
+app.command(help=help_of(build_command.build), epilog=build_command.EXAMPLES)(build_command.build)
+app.command(help=help_of(run_command.run), epilog=run_command.EXAMPLES)(run_command.run)
+app.command(help=help_of(inspect_command.inspect), epilog=inspect_command.EXAMPLES)(
+    inspect_command.inspect
+)
+app.add_typer(cache_command.app, name="cache")
+app.command(help=help_of(doctor_command.doctor), epilog=doctor_command.EXAMPLES)(
+    doctor_command.doctor
+)

@@ -7,13 +7,17 @@ and produced the right shape and value, not that the input arrived.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnx.numpy_helper
+
+from trt_runtime import InputError
+
+#: The tolerance of the onnx package's own tests of these networks.
+RELATIVE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Network:
 
     def reference(self) -> npt.NDArray[np.generic]:
         """Read the output that the onnx package expects of `ramp`."""
+        import onnx
+        import onnx.numpy_helper
+
         tensor = onnx.TensorProto()
         tensor.ParseFromString((_folder() / f"light_{self.name}_output_0.pb").read_bytes())
         return np.asarray(onnx.numpy_helper.to_array(tensor))
@@ -45,6 +52,26 @@ def names() -> list[str]:
     return sorted(file.stem.removeprefix("light_") for file in files)
 
 
+def model_file(model: str) -> Path:
+    """The file that MODEL means: a network's, or the one of that path.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
+    network = find(model)
+    if network is not None:
+        return network.model
+    path = Path(model)
+    if not path.is_file():
+        raise InputError(
+            f"{model} is neither a file nor a network that comes with the onnx package; "
+            f"those are {', '.join(names())}."
+        )
+    return path
+
+
 def ramp(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """The input that onnx's test runner gives these networks: from 0 to almost 1, evenly."""
     count = int(np.prod(shape))
@@ -52,4 +79,8 @@ def ramp(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 
 def _folder() -> Path:
-    return Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    # Found without importing onnx, which would slow every --help down.
+    found = importlib.util.find_spec("onnx")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "backend" / "test" / "data" / "light"

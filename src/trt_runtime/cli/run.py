@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import typer
 
-from trt_runtime import (
-    HostDeviceWarning,
-    InputError,
-    MissingProfileError,
-    Profile,
-    Session,
-    TensorSpec,
-)
-from trt_runtime.cli import networks
-from trt_runtime.cli.failure import errors_as_text
-from trt_runtime.cli.report import Report, Timings, compare, print_json, print_text
+from trt_runtime import InputError, MissingProfileError, Profile, Session, TensorSpec
+from trt_runtime.cli import grammar, networks, options
+from trt_runtime.cli.failure import DIFFERS
+from trt_runtime.cli.grammar import Shape, format_dimensions
+from trt_runtime.cli.inputs import Arrays, Given, random_input, read_inputs
+from trt_runtime.cli.onnx_file import input_specs
+from trt_runtime.cli.progress import build_display
+from trt_runtime.cli.reference import compare as compared
+from trt_runtime.cli.reference import from_file, from_onnxruntime
+from trt_runtime.cli.report import Reference, Report, Timings, print_json, print_text
+from trt_runtime.cli.saving import save_outputs
 
-Arrays = dict[str, npt.NDArray[Any]]
-Shape = tuple[int, ...]
+_INPUT = "Inputs"
+_COMPARING = "Outputs"
+
+EXAMPLES = """\
+Examples:
+
+  trt-runtime run squeezenet
+
+  trt-runtime run yolo.onnx --input images=cat.jpg --save out.npz
+
+  trt-runtime run yolo.engine --reference yolo.onnx --compare onnxruntime --rtol 1e-2
+"""
 
 
 def run(
@@ -39,127 +46,228 @@ def run(
             f"with the onnx package: {', '.join(networks.names())}.",
         ),
     ],
-    device: Annotated[
-        str, typer.Option(help="auto, host, cuda or cuda:N.", metavar="DEVICE")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shape of a dynamic input, such as images:1x3x224x224. Repeatable.",
-            metavar="NAME:SHAPE",
-        ),
-    ] = None,
+    device: options.Device = None,
+    tensorrt: options.TensorRT = None,
     iterations: Annotated[
         int, typer.Option(min=1, help="Timed inferences after the first one.")
     ] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="NAME=FILE, or FILE for the next input in order: .npy, .npz, .pb (an ONNX "
+            "tensor) or an image. Repeatable. What is not given is random.",
+            metavar="[NAME=]FILE",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the random inputs.", rich_help_panel=_INPUT)
+    ] = 0,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shape of a dynamic input, such as images:1x3x224x224; an engine's first profile "
+            "has a default. Repeatable.",
+            metavar="NAME:SHAPE",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the outputs: an .npz file, or a folder of .npy files.",
+            metavar="PATH",
+            rich_help_panel=_COMPARING,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="onnxruntime (the ONNX model on the CPU), or an .npz file of expected outputs.",
+            metavar="onnxruntime|FILE",
+            rich_help_panel=_COMPARING,
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="The ONNX model that onnxruntime runs, where MODEL is an engine.",
+            metavar="ONNX",
+            rich_help_panel=_COMPARING,
+        ),
+    ] = None,
+    rtol: Annotated[
+        float,
+        typer.Option(min=0, help="Relative tolerance.", rich_help_panel=_COMPARING),
+    ] = 1e-3,
+    atol: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Absolute tolerance: an element passes within ATOL + RTOL * |reference|.",
+            rich_help_panel=_COMPARING,
+        ),
+    ] = 1e-5,
+    cache_dir: options.CacheDirectory = None,
+    no_cache: options.NoCache = False,
+    trust_host_code: options.TrustHostCode = False,
+    lean_library: options.LeanLibrary = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Run MODEL once to warm up and then ITERATIONS times.
 
-    Exit status 0 when it ran, 1 when its output does not match the reference, 2 on an error.
+    Exit status 1 when its output does not match what it is compared with.
     """
-    with errors_as_text(traceback=debug), _host_device_as_one_line():
-        report = _measure(
-            model,
-            device=device,
-            seed=seed,
-            shapes=_parse_shapes(shape or ()),
-            iterations=iterations,
-        )
-    if json:
-        print_json(report)
-    else:
-        print_text(report)
-    if report.comparison is not None and not report.comparison.matches:
-        raise typer.Exit(1)
-
-
-def _measure(
-    model: str, *, device: str, seed: int, shapes: Mapping[str, Shape], iterations: int
-) -> Report:
     network = networks.find(model)
-    path = network.model if network else _existing_file(model)
+    path = networks.model_file(model)
+    expected = _expected(compare, reference, path)
+    shapes = _parse_shapes(shape or ())
+    known = _Known(path, inputs or (), shapes)
 
     started = time.perf_counter()
-    with _open(path, device, shapes) as session:
+    with known.open(
+        device=options.device_of(device),
+        tensorrt=tensorrt,
+        cache=not no_cache and (cache_dir or True),
+        trust_host_code=trust_host_code,
+        lean_library=lean_library,
+    ) as session:
         open_ms = _ms_since(started)
         _check_names(session.inputs, shapes)
-        if network:
-            inputs = {spec.name: networks.ramp(spec.shape) for spec in session.inputs}
+        given = read_inputs(inputs or (), session.inputs, shapes)
+        if network and not given.arrays:
+            arrays = {spec.name: networks.ramp(spec.shape) for spec in session.inputs}
         else:
-            inputs = _random_inputs(session.inputs, shapes, seed)
+            arrays = _fill_up(session.inputs, given, shapes, seed)
 
         started = time.perf_counter()
-        outputs = session.infer(inputs)
+        outputs = session.infer(arrays)
         first_ms = _ms_since(started)
 
         each_ms = []
         for _ in range(iterations):
             started = time.perf_counter()
-            outputs = session.infer(inputs)
+            outputs = session.infer(arrays)
             each_ms.append(_ms_since(started))
 
-        return Report(
+        against = None
+        if expected is not None:
+            source, compute = expected
+            figures = compared(outputs, compute(arrays), rtol=rtol, atol=atol)
+            against = Reference(source, figures)
+        elif network:
+            right = dict.fromkeys(outputs, network.reference())
+            figures = compared(outputs, right, rtol=networks.RELATIVE_TOLERANCE, atol=0.0)
+            against = Reference("the onnx package", figures, is_expected=True)
+
+        report = Report(
             model=model,
             device_name=session.device.name,
             device_kind=session.device.kind,
-            tensorrt_name=session.device.tensorrt_name,
-            tensorrt_version=session.device.tensorrt_version,
-            inputs=inputs,
+            tensorrt_name=session.engine.tensorrt_name,
+            tensorrt_version=session.engine.tensorrt_version,
+            inputs=arrays,
             outputs=outputs,
             timings=Timings(open_ms, first_ms, statistics.median(each_ms), iterations),
-            comparison=compare(outputs, network.reference()) if network else None,
+            reference=against,
+            remarks=given.remarks,
+            saved=save_outputs(save, outputs) if save is not None else (),
         )
+    if json:
+        print_json(report)
+    else:
+        print_text(report)
+    if report.reference is not None and not report.reference.matches:
+        raise typer.Exit(DIFFERS)
 
 
-def _open(path: Path, device: str, shapes: Mapping[str, Shape]) -> Session:
-    try:
-        return Session(path, device=device, profiles=_profiles(path, shapes))
-    except MissingProfileError as error:
-        options = (f"--shape {name}:{_dimensions(shape)}" for name, shape in error.inputs.items())
-        raise InputError(
-            f"{path} has inputs of dynamic shape. Choose one for each: {' '.join(options)}."
-        ) from error
-
-
-def _dimensions(shape: Shape) -> str:
-    """``(-1, 3, 8)`` as ``SIZEx3x8``."""
-    return "x".join("SIZE" if size < 0 else str(size) for size in shape)
-
-
-def _existing_file(model: str) -> Path:
-    path = Path(model)
-    if not path.is_file():
-        raise InputError(
-            f"{model} is neither a file nor a network that comes with the onnx package; "
-            f"those are {', '.join(networks.names())}."
-        )
-    return path
-
-
-def _parse_shapes(options: Sequence[str]) -> dict[str, Shape]:
-    """Read ``name:1x3x224x224``; the name may hold colons itself."""
-    shapes: dict[str, Shape] = {}
-    for option in options:
-        name, colon, dimensions = option.rpartition(":")
-        sizes = dimensions.split("x")
-        if not (name and colon and all(size.isdecimal() for size in sizes)):
-            raise InputError(
-                f"--shape takes NAME:SIZExSIZEx..., such as images:1x3x224x224, got {option!r}."
-            )
-        if name in shapes:
-            raise InputError(f"--shape gives input {name!r} twice.")
-        shapes[name] = tuple(int(size) for size in sizes)
-    return shapes
-
-
-def _profiles(path: Path, shapes: Mapping[str, Shape]) -> list[Profile] | None:
-    """The shapes as a profile for the build; an engine file already has its own."""
-    if path.suffix.lower() != ".onnx" or not shapes:
+def _expected(
+    compare: str | None, reference: Path | None, path: Path
+) -> tuple[str, Callable[[Arrays], Arrays]] | None:
+    """What to compare with, by name, and how to get it from the inputs."""
+    if compare not in (None, "onnxruntime"):
+        if reference is not None:
+            raise InputError("--reference is for --compare onnxruntime; leave one of them out.")
+        arrays = from_file(Path(compare))  # before the work, not after it
+        return str(compare), lambda _: arrays
+    if compare is None and reference is None:
         return None
-    return [Profile({name: (shape, shape, shape) for name, shape in shapes.items()})]
+    onnx = reference or (path if _is_onnx(path) else None)
+    if onnx is None:
+        raise InputError(
+            f"--compare onnxruntime needs the ONNX model that {str(path)!r} was built from: "
+            "--reference MODEL.onnx."
+        )
+    if not onnx.is_file():
+        raise InputError(f"--reference: there is no file {str(onnx)!r}.")
+    return "onnxruntime", lambda inputs: from_onnxruntime(onnx, inputs)
+
+
+class _Known:
+    """What the command line says of the inputs before there is an engine.
+
+    An ONNX model with dynamic inputs is built for exactly the shapes that will be run; an engine
+    has its own profiles.
+    """
+
+    def __init__(self, path: Path, inputs: Sequence[str], shapes: Mapping[str, Shape]) -> None:
+        self._path = path
+        self._shapes = dict(shapes)
+        self._arrays: Arrays = {}
+        self._dynamic = set(shapes)
+        if _is_onnx(path) and inputs:
+            specs = input_specs(path)
+            self._arrays = read_inputs(inputs, specs, shapes).arrays
+            self._dynamic |= {spec.name for spec in specs if spec.is_dynamic}
+
+    def open(self, **settings: Any) -> Session:
+        """The session; the error of a dynamic input without a shape names the option to add."""
+        if not _is_onnx(self._path):
+            return Session(self._path, **settings)
+        given = {name: array.shape for name, array in self._arrays.items()} | self._shapes
+        ranges: dict[str, Shape] = {n: s for n, s in given.items() if n in self._dynamic}
+        try:
+            return self._built(ranges, settings)
+        except MissingProfileError as error:
+            # What has a fixed shape and needs a range nevertheless is a shape tensor.
+            for name, shape in error.inputs.items():
+                if name in self._arrays and -1 not in shape:
+                    ranges[name] = tuple(int(n) for n in self._arrays[name].ravel())
+            if not all(name in ranges for name in error.inputs):
+                raise _no_shape(self._path, error.inputs, ranges) from error
+        return self._built(ranges, settings)
+
+    def _built(self, ranges: Mapping[str, Shape], settings: Mapping[str, Any]) -> Session:
+        profiles = [Profile(ranges)] if ranges else None
+        with build_display() as display:
+            return Session(self._path, profiles=profiles, on_progress=display, **settings)
+
+
+def _no_shape(path: Path, inputs: Mapping[str, Shape], ranges: Mapping[str, Shape]) -> InputError:
+    missing = {name: shape for name, shape in inputs.items() if name not in ranges}
+    options = [
+        f"--shape {name}:{format_dimensions(shape, unknown='SIZE')}"
+        for name, shape in missing.items()
+        if -1 in shape
+    ]
+    options += [f"--input {name}=FILE" for name, shape in missing.items() if -1 not in shape]
+    return InputError(
+        f"{path} has inputs of dynamic shape. Choose one for each: {' '.join(options)}."
+    )
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
+
+
+def _parse_shapes(texts: Sequence[str]) -> dict[str, Shape]:
+    shapes = grammar.parse_shapes("--shape", texts)
+    for name, shape in shapes.items():
+        if any(size < 0 for size in shape):
+            raise InputError(f"--shape {name}:{format_dimensions(shape)}: a size is negative.")
+    return shapes
 
 
 def _check_names(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> None:
@@ -169,43 +277,34 @@ def _check_names(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> No
             raise InputError(f"--shape names {name!r}, but the inputs are {', '.join(known)}.")
 
 
-def _random_inputs(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape], seed: int) -> Arrays:
+def _fill_up(
+    specs: Sequence[TensorSpec], given: Given, shapes: Mapping[str, Shape], seed: int
+) -> Arrays:
+    """Every input in the engine's order: as given, or random."""
     generator = np.random.default_rng(seed)
-    return {spec.name: _random(generator, spec.dtype, _input_shape(spec, shapes)) for spec in specs}
+    arrays: Arrays = {}
+    for spec in specs:
+        if spec.name in given.arrays:
+            arrays[spec.name] = given.arrays[spec.name]
+        elif spec.values:
+            shape = shapes.get(spec.name, spec.shape)
+            arrays[spec.name] = np.array(spec.values[0].opt, spec.dtype).reshape(shape)
+        else:
+            arrays[spec.name] = random_input(generator, spec.dtype, _shape_of(spec, shapes))
+    return arrays
 
 
-def _input_shape(spec: TensorSpec, shapes: Mapping[str, Shape]) -> Shape:
-    shape = shapes.get(spec.name, spec.shape)
+def _shape_of(spec: TensorSpec, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape that was asked for; else the only one, or what the first profile is fastest at."""
+    if spec.name in shapes:
+        return shapes[spec.name]
+    shape = spec.profiles[0].opt if spec.is_dynamic and spec.profiles else spec.shape
     if -1 in shape:
         raise InputError(
             f"Input {spec.name!r} has a dynamic shape: "
-            f"choose one with --shape {spec.name}:{_dimensions(shape)}."
+            f"choose one with --shape {spec.name}:{format_dimensions(shape, unknown='SIZE')}."
         )
     return shape
-
-
-def _random(generator: np.random.Generator, dtype: np.dtype[Any], shape: Shape) -> npt.NDArray[Any]:
-    """Fractions of 1 for floating-point types; 0 and 1 for the others, which are valid indices."""
-    if dtype.kind in "biu":
-        return generator.integers(0, 2, shape).astype(dtype)
-    return generator.random(shape, np.float32).astype(dtype)
-
-
-@contextmanager
-def _host_device_as_one_line() -> Iterator[None]:
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", HostDeviceWarning)
-            yield
-    finally:
-        for warning in caught:
-            if issubclass(warning.category, HostDeviceWarning):
-                typer.echo(f"note: {warning.message}", err=True)
-            else:
-                warnings.showwarning(
-                    warning.message, warning.category, warning.filename, warning.lineno
-                )
 
 
 def _ms_since(started: float) -> float:
