@@ -325,7 +325,8 @@ def parse_layers(text: str) -> tuple[tuple[Layer, ...], str]:
     an object. Whatever does not look like that is left out, never refused.
     """
     try:
-        told = json.loads(text)
+        # Not strict: 8.6 puts raw control characters between the names in its metadata.
+        told = json.loads(text, strict=False)
     except (ValueError, RecursionError) as error:
         return (), f"the inspector's text is no JSON: {error}"
     listed = told.get("Layers") if isinstance(told, dict) else None

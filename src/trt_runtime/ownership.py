@@ -88,7 +88,6 @@ class Record:
         "_closing",
         "_destroy",
         "_finished",
-        "_lock",
         "_released",
         "_then",
         "_users",
@@ -121,9 +120,7 @@ class Record:
         self._closing: int | None = None
         self._released = False  # the handle and the children are gone
         self._finished = False  # and so is what was opened for it
-        # Taken at every use, and faster than the condition, which takes it in Python.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = threading.Condition(threading.RLock())
         for parent in parents:
             parent.admit(self)
 
@@ -161,16 +158,18 @@ class Record:
     def __enter__(self) -> Any:
         if self.pid != os.getpid():
             raise self.forked_error()
-        with self._lock:
-            if self._closing is not None:
-                raise self.closed_error()
-            self._users.append(threading.get_ident())
+        # Without the lock, which every use would pay for: a closer begins with `_closing` and then
+        # looks at the users, a user the other way round, so that one of them sees the other.
+        self._users.append(threading.get_ident())
+        if self._closing is not None:
+            self.__exit__()
+            raise self.closed_error()
         return self.handle
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users.remove(threading.get_ident())
-            if self._closing is not None:
+        self._users.remove(threading.get_ident())
+        if self._closing is not None:
+            with self._changed:
                 self._changed.notify_all()
 
     def close(self, *, closing_parent: bool = False) -> None:
@@ -227,10 +226,12 @@ class Record:
                 unused = insist(
                     lambda: self._changed.wait_for(lambda: not self._users, _patience.seconds)
                 )
-            finally:
+            except BaseException:
                 if self._users:
                     self._leave()
+                raise
             if not unused:
+                self._leave()
                 raise BusyError(f"{self.label} was still in use when the interpreter exited")
 
     def _leave(self) -> None:

@@ -89,10 +89,10 @@ class Flight:
         self.track = track
         self.lane = lane
         #: The inputs, which the device may read until the flight has ended.
-        self.held: Inputs = held
-        #: Other libraries' device memory, which is theirs again when the flight has ended.
-        self.borrowed: list[BorrowedArray] = []
+        self.held = held
         self.targets = targets
+        #: Other libraries' device memory, which is theirs again when the flight has ended.
+        self.borrowed: Sequence[BorrowedArray] = ()
         self.results: Results | None = None
         self.claimed = False
         self.arrays: Outputs | None = None
@@ -196,7 +196,7 @@ class Lane:
         borrowed = borrow(array.value, self.track.stream, what=array.what, dtype=binding.spec.dtype)
         assert borrowed is not None
         assert binding._device is not None
-        flight.borrowed.append(borrowed)
+        flight.borrowed = (*flight.borrowed, borrowed)
         if borrowed.nbytes:
             self.track.slot.driver.memcpy_dtod_async(
                 binding._device.address, borrowed.address, borrowed.nbytes, self.track.handle

@@ -10,7 +10,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,11 @@ from .memory import PinnedBlock, typed
 from .ownership import Owned, release_all
 from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
 from .results import Arrays
-from .tensor import TensorSpec, format_shape
+from .tensor import Shape, TensorSpec, format_shape
+
+if TYPE_CHECKING:
+    from .benchmark import BenchmarkReport
+    from .profiling import LayerProfile
 
 
 class _Open:
@@ -344,6 +348,53 @@ class Session(Owned):
                 finally:
                     block.drop()
             return buffers
+
+    def benchmark(
+        self,
+        inputs: Any = None,
+        *,
+        shapes: Mapping[str, Shape] | None = None,
+        warm_up_ms: float = 200,
+        duration_s: float = 3.0,
+    ) -> BenchmarkReport:
+        """Measure: latency and its parts, `infer`, the floor below it, and throughput.
+
+        Parameters
+        ----------
+        inputs
+            What `infer` takes; random by default.
+        shapes : mapping of str to shape, optional
+            Of random inputs of dynamic shape; what the first profile is best at by default.
+        warm_up_ms : float
+            Before each measurement, in milliseconds.
+        duration_s : float
+            Of all measurements together, in seconds; a half is for throughput.
+
+        Returns
+        -------
+        BenchmarkReport
+            ``print`` shows it as a table.
+
+        Notes
+        -----
+        Steps are timed on a context of its own, whose memory is freed afterwards. Nothing else
+        should use the session or the GPU meanwhile.
+        """
+        from .benchmark import benchmark
+
+        return benchmark(self, inputs, shapes=shapes, warm_up_ms=warm_up_ms, duration_s=duration_s)
+
+    def profile(
+        self, inputs: Any = None, *, shapes: Mapping[str, Shape] | None = None, runs: int = 50
+    ) -> LayerProfile:
+        """Measure each layer with TensorRT's profiler; the median of ``runs`` inferences.
+
+        ``inputs`` and ``shapes`` as `benchmark`. Runs on a context of its own, without CUDA graphs.
+        Layers have the names that the engine was built to keep: ``BuildConfig(verbosity=...)``.
+        """
+        from .profiling import profile
+
+        return profile(self, inputs, shapes=shapes, runs=runs)
 
     @property
     def graph_fallback(self) -> str | None:

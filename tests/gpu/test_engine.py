@@ -21,6 +21,7 @@ from trt_runtime import (
     CudaGraph,
     Device,
     Engine,
+    EngineError,
     RefitError,
     Session,
     Stream,
@@ -202,9 +203,15 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_changed(builder: Devic
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
     wrong.graph.output[0].type.tensor_type.shape.dim[1].Clear()
     with Engine.build(network(1), config(builder, refittable=True), device=builder) as engine:
-        with pytest.raises(RefitError) as caught:
+        # 8.6 does not tell how many values it has, and refuses while it changes them (measured).
+        untold = builder.platform.tensorrt().flavour.generation < 10
+        with pytest.raises(EngineError if untold else RefitError) as caught:
             engine.refit(wrong)
         print(caught.value)
+        if untold:
+            with pytest.raises(EngineError, match="refit"):
+                infer(engine)
+            engine.refit(network(1))
         assert_matches(infer(engine), reference(network(1), FEED), 1e-3)
 
 

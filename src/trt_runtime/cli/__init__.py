@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from trt_runtime.cli import bench as bench_command
 from trt_runtime.cli import build as build_command
 from trt_runtime.cli import cache as cache_command
 from trt_runtime.cli import doctor as doctor_command
 from trt_runtime.cli import inspect as inspect_command
+from trt_runtime.cli import profile as profile_command
 from trt_runtime.cli import run as run_command
 from trt_runtime.cli.failure import EXIT_STATUS, Group
 from trt_runtime.cli.options import help_of, spelling
@@ -48,6 +50,10 @@ def _trt_runtime(
 
 app.command(help=help_of(build_command.build), epilog=build_command.EXAMPLES)(build_command.build)
 app.command(help=help_of(run_command.run), epilog=run_command.EXAMPLES)(run_command.run)
+app.command(help=help_of(bench_command.bench), epilog=bench_command.EXAMPLES)(bench_command.bench)
+app.command(help=help_of(profile_command.profile), epilog=profile_command.EXAMPLES)(
+    profile_command.profile
+)
 app.command(help=help_of(inspect_command.inspect), epilog=inspect_command.EXAMPLES)(
     inspect_command.inspect
 )

@@ -23,6 +23,12 @@ from rich.text import Text
 _NUMBERS = frozenset({"size", "min", "max", "mean", "count", "memory", "max abs", "max rel"}) | {
     "mean abs",
     "cosine",
+    "median",
+    "p90",
+    "p95",
+    "p99",
+    "ms",
+    "share",
 }
 
 

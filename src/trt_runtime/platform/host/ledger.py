@@ -58,6 +58,7 @@ class Entry:
         size = f" of {self.nbytes} bytes" if self.nbytes else ""
         return f"{self.kind} {self.name}{size} (opened at {self.opened_at})"
 
+
 #: What arrays that live to the very end may hold: page-locked memory, and its primary context.
 _HELD_BY_ARRAYS = {"pinned memory", "primary context"}
 

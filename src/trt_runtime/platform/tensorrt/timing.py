@@ -26,14 +26,18 @@ class TimingFile(Protocol):
 def use_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
     """Let the build begin with the file's timings, or with none where the file cannot be used."""
     data = file.read()
-    cache = _read(library, settings, data) if data else None
-    if data and (cache is None or not settings.set_timing_cache(cache, False)):
-        logger.warning(
-            "the timing cache %s was not made by %s %s on this kind of GPU, or is damaged; this "
-            "build does without",
-            file.path, library.name, library.version,
-        )  # fmt: skip
-        cache = None
+    cache = None
+    if data:
+        with library.log.capture() as lines:
+            cache = _read(settings, data)
+            if cache is not None and not settings.set_timing_cache(cache, False):
+                cache = None
+        if cache is None:
+            logger.warning(
+                "the timing cache %s was not made by %s %s on this kind of GPU, or is damaged; "
+                "this build does without%s",
+                file.path, library.name, library.version, "".join(f" ({line})" for line in lines),
+            )  # fmt: skip
     if cache is None:
         cache = settings.create_timing_cache(b"")
         if cache is None or not settings.set_timing_cache(cache, False):
@@ -52,7 +56,7 @@ def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
         return
 
     def merged(contents: bytes) -> bytes | None:
-        others = _read(library, settings, contents) if contents else None
+        others = _read(settings, contents) if contents else None
         if others is not None and not measured.combine(others, False):
             return None
         memory = measured.serialize()
@@ -61,14 +65,9 @@ def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
     file.merge(merged)
 
 
-def _read(library: TensorRT, settings: Any, data: bytes) -> Any:
-    """The cache that was serialised, or None.
-
-    From other bytes some releases make none, others log and make an empty one (seen: RTX 1.7.1).
-    """
-    with library.log.capture() as lines:
-        try:
-            cache = settings.create_timing_cache(data)
-        except (TypeError, RuntimeError):  # a null pointer, to some bindings
-            return None
-    return None if lines else cache
+def _read(settings: Any, data: bytes) -> Any:
+    """The cache that was serialised, or None; what a release makes of other bytes may be empty."""
+    try:
+        return settings.create_timing_cache(data)
+    except (TypeError, RuntimeError):  # a null pointer, to some bindings
+        return None
