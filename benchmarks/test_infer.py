@@ -12,6 +12,7 @@ from trt_runtime import BindingSet, CudaGraph, Stream
 
 from .conftest import Subject
 from .raw import back_to_back
+from .summarize import FLOOR
 
 pytestmark = pytest.mark.benchmark(group="latency")
 Measure = Callable[..., Any]
@@ -19,7 +20,7 @@ Measure = Callable[..., Any]
 
 def test_floor(measure: Measure, subject: Subject) -> None:
     """F: one graph of copy in, compute and copy out on pinned memory, then a synchronisation."""
-    measure("F: raw graph", subject.lane.floor)
+    measure(FLOOR, subject.lane.floor)
     subject.check(subject.lane.results())
 
 

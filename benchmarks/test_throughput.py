@@ -16,6 +16,7 @@ from trt_runtime import Session
 
 from .conftest import Subject
 from .raw import back_to_back, in_turns
+from .summarize import COMPUTE, IN_TURNS, MANY
 
 pytestmark = pytest.mark.benchmark(group="throughput")
 Measure = Callable[..., Any]
@@ -33,8 +34,7 @@ def count(request: pytest.FixtureRequest, subject: Subject) -> int:
 
 def test_compute_back_to_back(measure: Measure, subject: Subject, count: int) -> None:
     """What one context computes at most: launches of its graph, without copies."""
-    way = "raw graphs, compute alone"
-    measure(way, lambda: back_to_back(subject.lane, count), count=count)
+    measure(COMPUTE, lambda: back_to_back(subject.lane, count), count=count)
     subject.check(subject.lane.copies(subject.image))
 
 
@@ -42,7 +42,7 @@ def test_compute_back_to_back(measure: Measure, subject: Subject, count: int) ->
 def test_raw_in_turns(measure: Measure, subject: Subject, count: int, contexts: int) -> None:
     """The simplest loop by hand: a graph for each context, copies included."""
     lanes = subject.lanes(contexts)
-    measure("raw graphs in turns", lambda: in_turns(lanes, count), count=count, contexts=contexts)
+    measure(IN_TURNS, lambda: in_turns(lanes, count), count=count, contexts=contexts)
     for lane in lanes:
         subject.check(lane.results())
 
@@ -57,8 +57,11 @@ def test_infer_many_page_locked(
     def call() -> dict[str, np.ndarray]:
         return last(session, (buffers[n % BUFFERS] for n in range(count)))
 
-    way = "infer_many, input page-locked"
-    subject.check(measure(way, call, count=count, contexts=contexts))
+    lanes = subject.lanes(contexts)
+    beside = {IN_TURNS: lambda: in_turns(lanes, count)}
+    if contexts == 1:
+        beside[COMPUTE] = lambda: back_to_back(subject.lane, count)
+    subject.check(measure(MANY, call, count=count, contexts=contexts, beside=beside))
 
 
 @pytest.mark.parametrize("contexts", CONTEXTS)

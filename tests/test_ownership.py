@@ -37,6 +37,7 @@ from trt_runtime import (
     StickyCudaError,
     Stream,
     build_plan,
+    ownership,
 )
 from trt_runtime.errors import CudaError as AnyCudaError
 from trt_runtime.ownership import Owned, release_all
@@ -1083,6 +1084,7 @@ def test_a_fork_never_drops_what_would_call_the_driver_in_its_destructor(
     pid = os.getpid()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
+        patch.setattr(ownership.process, "pid", pid + 1)
         closed.close()
         del closed, forgotten
         gc.collect()
@@ -1101,6 +1103,7 @@ def test_in_another_process_everything_refuses_and_closes_in_silence(
     pid, calls = os.getpid(), opened.device._driver.faults.count
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid + 1)
+        patch.setattr(ownership.process, "pid", pid + 1)
         assert refusals(uses, ForkedProcessError, "spawn") == {}
         assert all(each.closed for each in opened.all)
         del array

@@ -22,23 +22,19 @@ _Made = TypeVar("_Made")
 class _Current:
     """Makes a context current for the duration of a ``with``, and restores the caller's."""
 
-    __slots__ = ("_context", "_driver", "_previous")
+    __slots__ = ("_previous", "_primary")
 
-    def __init__(self, driver: Driver, context: int) -> None:
-        self._driver = driver
-        self._context = context
-        self._previous = context
+    def __init__(self, primary: PrimaryContext) -> None:
+        self._primary = primary
+        self._previous: int | None = None
 
     def __enter__(self) -> None:
-        previous = self._driver.current_context()
-        if previous != self._context:
-            self._driver.set_current_context(self._context)
-            self._previous = previous
+        self._previous = self._primary.enter()
 
     def __exit__(self, *_: object) -> None:
-        if self._previous != self._context:
-            self._driver.set_current_context(self._previous)
-            self._previous = self._context
+        previous, self._previous = self._previous, None
+        if previous is not None:
+            self._primary.leave(previous)
 
 
 class PrimaryContext:
@@ -59,7 +55,18 @@ class PrimaryContext:
 
     def current(self) -> _Current:
         """A ``with`` that makes the context current on this thread and then restores."""
-        return _Current(self.driver, self.handle)
+        return _Current(self)
+
+    def enter(self) -> int | None:
+        """Make the context current; the caller's, to be given to `leave`, if it was another."""
+        previous = self.driver.current_context()
+        if previous == self.handle:
+            return None
+        self.driver.set_current_context(self.handle)
+        return previous
+
+    def leave(self, previous: int) -> None:
+        self.driver.set_current_context(previous)
 
     def hold(self) -> None:
         with self._lock:

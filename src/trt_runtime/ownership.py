@@ -43,6 +43,20 @@ class _Patience(threading.local):
 _patience = _Patience()
 
 
+class _Process:
+    """The process that this is; asking the system would cost every use of every object."""
+
+    pid = os.getpid()
+
+    def forked(self) -> None:
+        self.pid = os.getpid()
+
+
+process = _Process()
+if hasattr(os, "register_at_fork"):  # where there is no fork there is nothing to notice
+    os.register_at_fork(after_in_child=process.forked)
+
+
 def release_all(steps: Iterable[Callable[[], object]]) -> None:
     """Run every step, even when one fails; raise the first failure with the rest as its notes."""
     first: BaseException | None = None
@@ -111,7 +125,7 @@ class Record:
         self.handle = handle
         self.parents = parents
         self.children: dict[Record, None] = {}
-        self.pid = os.getpid()
+        self.pid = process.pid
         self.quiet = False
         self.serial = next(_serials)
         self._destroy = destroy
@@ -126,7 +140,7 @@ class Record:
 
     @property
     def closed(self) -> bool:
-        return self._closing is not None or self.pid != os.getpid()
+        return self._closing is not None or self.pid != process.pid
 
     def also(self, steps: Iterable[Callable[[], object]]) -> None:
         """Run ``steps`` after the handle was destroyed, such as closing a device opened for it."""
@@ -151,12 +165,12 @@ class Record:
     def forked_error(self) -> ForkedProcessError:
         return ForkedProcessError(
             f"{self.label} belongs to process {self.pid}, and this is a fork of it (process "
-            f"{os.getpid()}). CUDA does not survive a fork: start workers with "
+            f"{process.pid}). CUDA does not survive a fork: start workers with "
             "multiprocessing.get_context('spawn'), or open everything after the fork."
         )
 
     def __enter__(self) -> Any:
-        if self.pid != os.getpid():
+        if self.pid != process.pid:
             raise self.forked_error()
         # Without the lock, which every use would pay for: a closer begins with `_closing` and then
         # looks at the users, a user the other way round, so that one of them sees the other.
@@ -180,7 +194,7 @@ class Record:
         forked child nothing is called and the handle is abandoned.
         """
         me = threading.get_ident()
-        if self.pid != os.getpid():
+        if self.pid != process.pid:
             self._closing, self._released, self._finished = me, True, True
             self.abandon()
             return
@@ -272,7 +286,7 @@ def _leave_to_the_process(_: Any) -> None:
 
 def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
     """Release a forgotten object, then report it."""
-    if record.pid != os.getpid():
+    if record.pid != process.pid:
         record.abandon()
         return
     if record.closed:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -115,9 +115,9 @@ class Flight:
             return arrays
         if self.arrays is None:
             self.track.settle(self)
-            self._raise_error()
-            assert self.arrays is not None
-        return self.arrays
+            if self.arrays is None:
+                self._raise_error()
+        return self.arrays  # type: ignore[return-value]  # one of both is there
 
     def make_way(self) -> None:
         """Wait until it has ended, for somebody else."""
@@ -134,13 +134,32 @@ class Flight:
                 del error  # its traceback has this frame
 
 
+class _Feed:
+    """An input of a lane: where it goes, and the page-locked memory it passes, if it does."""
+
+    __slots__ = ("binding", "device", "dtype", "in_graph", "index", "staging")
+
+    def __init__(self, index: int, binding: Binding, device: int) -> None:
+        self.index = index
+        self.binding = binding
+        self.device = device
+        self.dtype = binding.dtype
+        #: Made when first needed.
+        self.staging: NDArray[Any] | None = None
+        #: Whether graphs copy it to the device, from ``staging``.
+        self.in_graph = binding.nbytes <= STAGED_BYTES
+
+
 class Lane:
     """The memory of one track at given shapes, and graphs captured over it."""
 
-    __slots__ = ("_context", "_graphs", "_staged", "_staging", "bindings", "plain", "track")
+    __slots__ = ("_context", "_feeds", "_graphs", "_staged", "bindings", "plain", "shapes", "track")
 
-    def __init__(self, track: Track, context: ExecutionContext, bindings: BindingSet) -> None:
+    def __init__(
+        self, track: Track, shapes: _Shapes, context: ExecutionContext, bindings: BindingSet
+    ) -> None:
         self.track = track
+        self.shapes = shapes
         self.bindings = bindings
         self._context = context
         #: By where the results go; None for what ran once and was not captured yet.
@@ -148,47 +167,48 @@ class Lane:
         #: Whether it runs as the explicit program does, step by step: shapes that depend on the
         #: data, and tensors that TensorRT writes on the host.
         self.plain = any(b.data_dependent or b.spec.location == "host" for b in bindings._outputs)
-        #: The page-locked host sides of the inputs that are staged; made when first needed.
-        self._staging: list[NDArray[Any] | None] = [None] * len(bindings._inputs)
+        #: The inputs that cross; the values of a shape tensor are the binding set's.
+        self._feeds = [
+            _Feed(index, binding, binding._device.address)
+            for index, binding in enumerate(bindings._inputs)
+            if binding._device is not None
+        ]
         #: Where each input's copy, if a graph may hold it, comes from; otherwise 0.
         self._staged = [0] * len(bindings._inputs)
-        for index, binding in enumerate(bindings._inputs):
-            if binding._device is not None and binding.nbytes <= STAGED_BYTES:
-                self._stage(index)
-                self._staged[index] = _pinned(binding).address
+        for feed in self._feeds:
+            if feed.in_graph:
+                self._make_staging(feed)
+                self._staged[feed.index] = _pinned(feed.binding).address
 
-    def _stage(self, index: int) -> NDArray[Any]:
-        binding = self.bindings._inputs[index]
-        self.bindings._make_host_side(binding)
-        view = self._staging[index] = binding._view()
-        return view
+    def _make_staging(self, feed: _Feed) -> NDArray[Any]:
+        self.bindings._make_host_side(feed.binding)
+        feed.staging = feed.binding._view()
+        return feed.staging
 
     def stage(self, flight: Flight) -> Sequence[int]:
         """Bring the inputs on their way; for each where it is still to be copied from, or 0."""
-        driver, stream = self.track.slot.driver, self.track.handle
         sources: Sequence[int] = self._staged
-        for index, array in enumerate(flight.held):
-            binding = self.bindings._inputs[index]
-            device = binding._device
-            if device is None:
-                continue  # the values of a shape tensor are the binding set's
+        for feed in self._feeds:
+            array = flight.held[feed.index]
             if isinstance(array, DeviceInput):
-                self._borrow(flight, array, binding)
-                sources = [0 if n == index else source for n, source in enumerate(sources)]
+                self._borrow(flight, array, feed.binding)
+                sources = [0 if n == feed.index else source for n, source in enumerate(sources)]
                 continue
-            if self._staged[index] or array.dtype != binding.dtype or not array.flags.c_contiguous:
-                staging = self._staging[index]
+            if feed.in_graph or array.dtype != feed.dtype or not array.flags.c_contiguous:
+                staging = feed.staging
                 if staging is None:
-                    staging = self._stage(index)
+                    staging = self._make_staging(feed)
                 # The one staging copy: any layout, and any dtype that was let through.
-                np.copyto(staging, array, casting="unsafe")
-                if self._staged[index]:
+                staging[...] = array
+                if feed.in_graph:
                     continue
                 array = staging
             # From pageable memory this returns when the driver has the bytes (CUDA driver API,
             # "API synchronization behavior"), from page-locked memory at once.
             address = array.__array_interface__["data"][0]
-            driver.memcpy_htod_async(device.address, address, array.nbytes, stream)
+            self.track.slot.driver.memcpy_htod_async(
+                feed.device, address, array.nbytes, self.track.handle
+            )
         return sources
 
     def _borrow(self, flight: Flight, array: DeviceInput, binding: Binding) -> None:
@@ -202,42 +222,32 @@ class Lane:
                 binding._device.address, borrowed.address, borrowed.nbytes, self.track.handle
             )
 
-    def run(self, results: Results) -> None:
-        """Everything that `stage` left: as one graph, if it can be."""
-        self._launch(results, self._staged, results.addresses)
-
-    def compute(self, sources: Sequence[int]) -> None:
-        """The copies that `stage` left, and the inference: as a graph, if it can be."""
-        self.bindings._upload(self.track.handle, sources)
-        self._launch(None, (), ())
-
-    def download(self, results: Results) -> None:
-        self.bindings._download(self.track.handle, results.addresses)
-
-    def _launch(
-        self, results: Results | None, sources: Sequence[int], targets: Sequence[int]
-    ) -> None:
-        stream = self.track.handle
+    def launch(self, results: Results | None) -> None:
+        """The inference, between all copies if ``results`` are given: as a graph, if it can be."""
         graph = self._graphs.get(results)
         if graph is None:
-            graph = self._capture(results, sources, targets)
+            graph = self._capture(results)
         if graph is not None:
-            self.track.slot.driver.graph_launch(graph._record.handle, stream)
+            self.track.slot.driver.graph_launch(graph._record.handle, self.track.handle)
             return
-        if sources:
-            self.bindings._upload(stream, sources)
+        self._before(results, self.track.handle)
         self._context.enqueue(self.bindings, self.track.stream)
-        if targets:
-            self.bindings._download(stream, targets)
+        self._after(results, self.track.handle)
 
-    def _capture(
-        self, results: Results | None, sources: Sequence[int], targets: Sequence[int]
-    ) -> CudaGraph | None:
+    def _before(self, results: Results | None, stream: int) -> None:
+        if results is not None:
+            self.bindings._upload(stream, self._staged)
+
+    def _after(self, results: Results | None, stream: int) -> None:
+        if results is not None:
+            self.bindings._download(stream, results.addresses)
+
+    def _capture(self, results: Results | None) -> CudaGraph | None:
         """A graph, if this has run before and graphs are possible.
 
         TensorRT must have run once at new shapes, and what never comes again is not worth it.
         """
-        slot, bindings = self.track.slot, self.bindings
+        slot = self.track.slot
         if slot.graph_fallback is not None:
             return None
         graph = None
@@ -245,10 +255,10 @@ class Lane:
             try:
                 graph = CudaGraph._around(
                     self._context,
-                    bindings,
+                    self.bindings,
                     self.track.stream,
-                    lambda stream: bindings._upload(stream, sources) if sources else None,
-                    lambda stream: bindings._download(stream, targets) if targets else None,
+                    partial(self._before, results),
+                    partial(self._after, results),
                 )
             except (UnsupportedError, OutOfMemoryError) as error:
                 slot.graph_fallback = str(error)
@@ -286,7 +296,7 @@ class Lane:
         bindings, stream = self.bindings, self.track.stream
         for binding, array in zip(bindings._inputs, flight.held, strict=True):
             if binding._device is not None and not isinstance(array, DeviceInput):
-                np.copyto(binding._view(), array, casting="unsafe")
+                binding._view()[...] = array
         try:
             bindings.copy_to_device(stream)
             for binding, array in zip(bindings._inputs, flight.held, strict=True):
@@ -319,15 +329,18 @@ class Lane:
         release_all([graph.close for graph in graphs])
 
     def close(self) -> None:
+        if self.track.lane is self:
+            self.track.lane = None
         self.bindings.close()  # and the graphs over it
 
 
 class _Shapes:
     """What a slot keeps for one combination of shapes: a lane for each track, and results."""
 
-    __slots__ = ("lanes", "results", "spares")
+    __slots__ = ("key", "lanes", "results", "spares")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Key) -> None:
+        self.key = key
         self.lanes: dict[Track, Lane] = {}
         self.results: list[Results] = []
         self.spares: list[Results] = []  # never lent
@@ -350,6 +363,7 @@ class Track:
         "flight",
         "handle",
         "landed",
+        "lane",
         "lock",
         "marked",
         "slot",
@@ -359,6 +373,8 @@ class Track:
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.flight: Flight | None = None
+        #: The one of the latest inference.
+        self.lane: Lane | None = None
         #: The end of the latest compute on this track, if ``marked``.
         self.marked = False
         #: Held while a flight begins, and while it is waited for. Whoever has it may take the
@@ -384,24 +400,21 @@ class Track:
             if flight.claimed:
                 return
             flight.claimed = True
+            driver, results = self.slot.driver, flight.results
             try:
-                self._synchronize()
-                if flight.results is not None:
-                    flight.arrays = collect(flight)
+                try:
+                    driver.stream_synchronize(self.handle)
+                except BaseException:
+                    driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
+                    raise
+                if results is not None:
+                    flight.arrays = results.give() if flight.targets is None else collect(flight)
             except BaseException as error:
                 flight.error = error
                 if not isinstance(error, Exception):
                     raise
             finally:
                 self.leave(flight)
-
-    def _synchronize(self) -> None:
-        driver = self.slot.driver
-        try:
-            driver.stream_synchronize(self.handle)
-        except BaseException:
-            driver.stream_synchronize(self.handle)  # as `ownership.insist`, without its cost
-            raise
 
     def leave(self, flight: Flight) -> None:
         """The flight has ended, well or not."""
@@ -449,17 +462,15 @@ class Slot:
         self.context._be_part()
         self.idle.extend(reversed(self._tracks))
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._tracks) - len(self.idle)
-
-    def submit(self, inputs: Inputs, key: Key, targets: Targets | None, *, overlap: bool) -> Flight:
+    def submit(
+        self, inputs: Inputs, key: Key, targets: Targets | None, *, overlap: bool = False
+    ) -> Flight:
         """Enqueue an inference; waits for an earlier one only if every track has one.
 
         With ``overlap`` its copies run beside its neighbours' compute. Otherwise, and if no other
         is in flight, all of it is one graph: sooner done, and nothing runs beside it.
         """
-        flight, shapes = self._begin(inputs, key, targets)
+        flight = self._begin(inputs, key, targets)
         track, lane = flight.track, flight.lane
         try:
             if lane.plain:
@@ -469,18 +480,20 @@ class Slot:
             on_device = targets == "device"
             with self._lock:
                 if not on_device:
-                    flight.results = self._take_results(shapes, lane, targets is None)
-                self._follow(track)
-                if overlap or on_device or self.in_flight > 1 or flight.borrowed:
-                    lane.compute(sources)
-                    self.driver.event_record(track.computed, track.handle)
-                    track.marked = True
-                else:
-                    assert flight.results is not None
-                    lane.run(flight.results)
+                    flight.results = self._take_results(lane, targets is None)
+                if self._last is not track:
+                    self._follow(track)
+                track.marked = False
+                alone = len(self.idle) == TRACKS - 1
+                if alone and not (overlap or on_device or flight.borrowed):
+                    lane.launch(flight.results)
                     return flight
+                lane.bindings._upload(track.handle, sources)
+                lane.launch(None)
+                self.driver.event_record(track.computed, track.handle)
+                track.marked = True
             if flight.results is not None:
-                lane.download(flight.results)
+                lane.bindings._download(track.handle, flight.results.addresses)
             else:
                 flight.arrays = lane.give_on_device()
         except BaseException:
@@ -490,14 +503,16 @@ class Slot:
             track.lock.release()
         return flight
 
-    def _begin(self, inputs: Inputs, key: Key, targets: Targets | None) -> tuple[Flight, _Shapes]:
+    def _begin(self, inputs: Inputs, key: Key, targets: Targets | None) -> Flight:
         """A flight on an idle track, whose lock is taken: nobody waits for it before it flies."""
         while True:
             with self._lock:
                 if self.idle:
                     track = self.idle.pop()
                     try:
-                        shapes, lane = self._lane(key, track, inputs)
+                        lane = track.lane
+                        if lane is None or lane.shapes.key != key:
+                            lane = track.lane = self._lane(key, track, inputs)
                         if targets is not None and targets != "device":
                             lane.check(targets)
                         track.lock.acquire()
@@ -505,7 +520,7 @@ class Slot:
                         self.idle.append(track)
                         raise
                     track.flight = flight = Flight(track, lane, inputs, targets)
-                    return flight, shapes
+                    return flight
                 flights = [track.flight for track in self._tracks if track.flight is not None]
             if flights:
                 min(flights, key=_serial).make_way()
@@ -527,14 +542,14 @@ class Slot:
             flight.arrays = flight.lane.run_plainly(flight)
         flight.track.leave(flight)
 
-    def _lane(self, key: Key, track: Track, inputs: Inputs) -> tuple[_Shapes, Lane]:
+    def _lane(self, key: Key, track: Track, inputs: Inputs) -> Lane:
         """The memory for these shapes and shape values, made now if they are new."""
         shapes = self._kept.get(key)
         if shapes is None:
             if len(self._kept) >= KEPT_SHAPES:
                 self._forget_oldest_shapes()
-            shapes = _Shapes()
-        elif len(self._kept) > 1:
+            shapes = _Shapes(key)
+        else:
             self._kept.move_to_end(key)
         lane = shapes.lanes.get(track)
         if lane is None:
@@ -548,13 +563,13 @@ class Slot:
             with ExitStack() as stack:
                 stack.callback(bindings.close)
                 bindings._be_part()
-                lane = Lane(track, self.context, bindings)
+                lane = Lane(track, shapes, self.context, bindings)
                 if lane.plain:
                     bindings._make_host_sides()
                 stack.pop_all()
             shapes.lanes[track] = lane
             self._kept[key] = shapes
-        return shapes, lane
+        return lane
 
     def _forget_oldest_shapes(self) -> None:
         """Of those that are not in flight; there are always some."""
@@ -566,9 +581,9 @@ class Slot:
                 shapes.close()
                 return
 
-    def _take_results(self, shapes: _Shapes, lane: Lane, lends: bool) -> Results:
+    def _take_results(self, lane: Lane, lends: bool) -> Results:
         """Memory for results: the caller's then, unless that is not wanted or too much."""
-        kept = shapes.results if lends else shapes.spares
+        kept = lane.shapes.results if lends else lane.shapes.spares
         for results in kept:
             if results.idle:
                 break
@@ -580,20 +595,19 @@ class Slot:
             }
             nbytes = sum(nbytes for _, _, nbytes in outputs.values())
             if lends and not self.pipeline.may_lend(nbytes):
-                return self._take_results(shapes, lane, False)
+                return self._take_results(lane, False)
             results = Results(self.context._primary, outputs, lends=lends)
             kept.append(results)
         results.in_flight = True
         return results
 
     def _follow(self, track: Track) -> None:
-        """Make the track's stream wait for the context's latest inference, if on another one."""
+        """Make the track's stream wait for the context's latest inference, on another one."""
         last = self._last
-        if last is not None and last is not track:
+        if last is not None:
             if not last.marked:
                 self.driver.event_record(last.computed, last.handle)
             self.driver.stream_wait_event(track.handle, last.computed)
-        track.marked = False
         self._last = track
 
     def close(self) -> None:
@@ -629,6 +643,8 @@ class Pipeline:
         self.lent_bytes = 0
         self._lock = threading.Lock()
         self.slots: list[Slot] = []
+        #: Enqueues an inference on the slot with the least to do; see `Slot.submit`.
+        self.submit: Callable[..., Flight] = self._submit_to_idlest
         #: Where results on the device are kept.
         self.device_pool = DevicePool(engine.device)
         self.device_pool._be_part()
@@ -637,24 +653,17 @@ class Pipeline:
             for number in range(contexts):
                 self.slots.append(Slot(self, number))
             stack.pop_all()
+        if contexts == 1:
+            self.submit = self.slots[0].submit
 
     @property
     def capacity(self) -> int:
         """How many inferences can be in flight."""
         return TRACKS * len(self.slots)
 
-    def submit(
-        self,
-        inputs: Inputs,
-        key: Key,
-        targets: Targets | None = None,
-        *,
-        overlap: bool = False,
-    ) -> Flight:
-        """Enqueue an inference on the slot with the least to do; see `Slot.submit`."""
-        slots = self.slots
-        slot = slots[0] if len(slots) == 1 else min(slots, key=_in_flight)
-        return slot.submit(inputs, key, targets, overlap=overlap)
+    def _submit_to_idlest(self, *request: Any, overlap: bool = False) -> Flight:
+        slot = max(self.slots, key=_idle_tracks)
+        return slot.submit(*request, overlap=overlap)
 
     def may_lend(self, nbytes: int) -> bool:
         """Count these bytes in, if the bound allows."""
@@ -673,8 +682,8 @@ class Pipeline:
         release_all([*steps, self.device_pool.close])
 
 
-def _in_flight(slot: Slot) -> int:
-    return slot.in_flight
+def _idle_tracks(slot: Slot) -> int:
+    return len(slot.idle)
 
 
 def _serial(flight: Flight) -> int:

@@ -72,17 +72,19 @@ class Results:
             return {name: array.copy() for name, array in self.show().items()}
         memory = self._block.show()
         self._lent = weakref.ref(memory)
-        return self._arrays(memory)
+        return self.show(memory)
 
-    def show(self) -> Arrays:
-        """The outputs as arrays that hold nothing: only until the next inference writes."""
-        return self._arrays(self._block.raw)
+    def show(self, memory: NDArray[np.uint8] | None = None) -> Arrays:
+        """The outputs as arrays on ``memory``, the block's.
 
-    def _arrays(self, memory: NDArray[np.uint8]) -> Arrays:
-        return {
-            name: np.ndarray(shape, dtype, memory, offset)
-            for name, shape, dtype, offset in self._parts
-        }
+        By default they hold nothing: only until the next inference writes.
+        """
+        if memory is None:
+            memory = self._block.raw
+        arrays = {}
+        for name, shape, dtype, offset in self._parts:
+            arrays[name] = np.ndarray(shape, dtype, memory, offset)
+        return arrays
 
     def close(self) -> None:
         """Give the memory up; arrays that were lent keep it for as long as they live."""

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper
 from trt_runtime import BuildConfig, Device, build_plan
 from trt_runtime.build.shared_file import SharedFile
 from trt_runtime.platform import HostPlatform
+from trt_runtime.platform.host.tensorrt.config import IBuilderConfig
 
 from ..models import make_model
 
@@ -110,9 +111,21 @@ def test_what_another_adds_during_the_build_is_kept(host: Device, tmp_path: Path
     assert entries(path) == 2
 
 
+@pytest.mark.parametrize("as_8_6", [False, True], ids=["refused", "taken for an empty one"])
 def test_a_damaged_file_is_ignored_with_one_warning_and_replaced(
-    host: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    host: Device,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    as_8_6: bool,
 ) -> None:
+    if as_8_6:
+        create = IBuilderConfig.create_timing_cache
+        monkeypatch.setattr(
+            IBuilderConfig,
+            "create_timing_cache",
+            lambda config, data: create(config, b"" if data == b"no timings" else data),
+        )
     path = tmp_path / "timing.cache"
     path.write_bytes(b"no timings")
     build("Relu", path, host)

@@ -50,6 +50,8 @@ class CudaDriver:
             raise NoDeviceError(f"the CUDA driver sees no GPU. {_INSTALL_DRIVER}")
         self._check(status, "cuInit")
 
+    # What an inference calls asks first whether all is well, and saves the call that would.
+
     def _check(self, status: Any, call: str) -> None:
         if status is self._success or status == SUCCESS:
             return
@@ -118,7 +120,8 @@ class CudaDriver:
 
     def current_context(self) -> int:
         status, context = self._cu.cuCtxGetCurrent()
-        self._check(status, "cuCtxGetCurrent")
+        if status is not self._success:
+            self._check(status, "cuCtxGetCurrent")
         return int(context)
 
     def set_current_context(self, context: int) -> None:
@@ -160,14 +163,14 @@ class CudaDriver:
         self._check(self._cu.cuMemFreeHost(address)[0], "cuMemFreeHost")
 
     def memcpy_htod_async(self, device: int, host: int, nbytes: int, stream: int) -> None:
-        self._check(
-            self._cu.cuMemcpyHtoDAsync(device, host, nbytes, stream)[0], "cuMemcpyHtoDAsync"
-        )
+        status = self._cu.cuMemcpyHtoDAsync(device, host, nbytes, stream)[0]
+        if status is not self._success:
+            self._check(status, "cuMemcpyHtoDAsync")
 
     def memcpy_dtoh_async(self, host: int, device: int, nbytes: int, stream: int) -> None:
-        self._check(
-            self._cu.cuMemcpyDtoHAsync(host, device, nbytes, stream)[0], "cuMemcpyDtoHAsync"
-        )
+        status = self._cu.cuMemcpyDtoHAsync(host, device, nbytes, stream)[0]
+        if status is not self._success:
+            self._check(status, "cuMemcpyDtoHAsync")
 
     def memcpy_dtod_async(self, target: int, source: int, nbytes: int, stream: int) -> None:
         self._check(
@@ -193,7 +196,9 @@ class CudaDriver:
         return not int(flags) & self._non_blocking
 
     def stream_synchronize(self, stream: int) -> None:
-        self._check(self._cu.cuStreamSynchronize(stream)[0], "cuStreamSynchronize")
+        status = self._cu.cuStreamSynchronize(stream)[0]
+        if status is not self._success:
+            self._check(status, "cuStreamSynchronize")
 
     def _query(self, status: Any, call: str) -> bool:
         if status == NOT_READY:
@@ -205,7 +210,9 @@ class CudaDriver:
         return self._query(self._cu.cuStreamQuery(stream)[0], "cuStreamQuery")
 
     def stream_wait_event(self, stream: int, event: int) -> None:
-        self._check(self._cu.cuStreamWaitEvent(stream, event, 0)[0], "cuStreamWaitEvent")
+        status = self._cu.cuStreamWaitEvent(stream, event, 0)[0]
+        if status is not self._success:
+            self._check(status, "cuStreamWaitEvent")
 
     def event_create(self, timing: bool, blocking: bool = False) -> int:
         flags = (0 if timing else self._no_timing) | (self._blocking_sync if blocking else 0)
@@ -217,7 +224,9 @@ class CudaDriver:
         self._check(self._cu.cuEventDestroy(event)[0], "cuEventDestroy")
 
     def event_record(self, event: int, stream: int) -> None:
-        self._check(self._cu.cuEventRecord(event, stream)[0], "cuEventRecord")
+        status = self._cu.cuEventRecord(event, stream)[0]
+        if status is not self._success:
+            self._check(status, "cuEventRecord")
 
     def event_synchronize(self, event: int) -> None:
         self._check(self._cu.cuEventSynchronize(event)[0], "cuEventSynchronize")
@@ -253,7 +262,9 @@ class CudaDriver:
         return int(executable)
 
     def graph_launch(self, executable: int, stream: int) -> None:
-        self._check(self._cu.cuGraphLaunch(executable, stream)[0], "cuGraphLaunch")
+        status = self._cu.cuGraphLaunch(executable, stream)[0]
+        if status is not self._success:
+            self._check(status, "cuGraphLaunch")
 
     def graph_exec_destroy(self, executable: int) -> None:
         self._check(self._cu.cuGraphExecDestroy(executable)[0], "cuGraphExecDestroy")
