@@ -20,6 +20,7 @@ from trt_runtime import (
     Profile,
     build_plan,
 )
+from trt_runtime.build.digest import content_digest
 from trt_runtime.inspection import Layer, LayerTensor, parse_layers
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
@@ -407,7 +408,6 @@ def test_tensorrt_for_rtx_is_asked(answer: tuple[int, int], verdict: str, reason
 
 
 def test_an_engine_that_was_built_here_knows_its_configuration_and_model(host: Device) -> None:
-    import hashlib
 
     case = dynamic()
     config = BuildConfig(profiles=case.profiles, precision="fp32")
@@ -415,7 +415,7 @@ def test_an_engine_that_was_built_here_knows_its_configuration_and_model(host: D
     with Engine.build(model, config, device=host) as engine:
         told = engine.metadata
         assert BuildConfig.from_json(told["config"]) == config
-        assert told["model_sha256"] == hashlib.sha256(model).hexdigest()
+        assert told["model_digest"] == content_digest(model)
         assert told["plan_bytes"] == len(engine.serialize())
         assert json.loads(json.dumps(dict(told))) == told
     shape = (1, 3, 8, 8)
@@ -440,7 +440,7 @@ def test_metadata_cannot_be_changed_from_outside(host: Device) -> None:
     with Engine.build(static().model, device=host) as engine:
         told: Any = engine.metadata
         with pytest.raises(TypeError):
-            told["model_sha256"] = "other"
+            told["model_digest"] = "other"
         told["config"]["precision"] = "other"
         assert engine.metadata["config"]["precision"] == "tf32"
     assert engine.metadata["config"]["precision"] == "tf32", "it outlives the engine"

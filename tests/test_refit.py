@@ -31,6 +31,7 @@ from trt_runtime import (
     UnsupportedError,
     build_plan,
 )
+from trt_runtime.build.digest import content_digest
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
 from trt_runtime.platform.tensorrt import PlanEngine
@@ -198,11 +199,10 @@ def test_external_weights_are_read_from_beside_the_model(engine: Engine, tmp_pat
 
 
 def test_metadata_tells_what_it_was_refitted_with(engine: Engine) -> None:
-    import hashlib
 
     model = other_weights().SerializeToString()
     engine.refit(model)
-    assert engine.metadata["refitted_with_sha256"] == hashlib.sha256(model).hexdigest()
+    assert engine.metadata["refitted_with_digest"] == content_digest(model)
 
 
 def by_name(engine: Engine) -> None:
@@ -317,7 +317,7 @@ def test_weights_that_do_not_fit_are_all_named_and_nothing_is_changed(
         assert any(name in problem for problem in caught.value.problems), caught.value
     assert len(caught.value.problems) == len(names)
     assert (infer(each_way, ONES)["y"] == OLD).all()
-    assert "refitted_with_sha256" not in each_way.metadata
+    assert "refitted_with_digest" not in each_way.metadata
 
 
 def test_weights_that_the_engine_does_not_list_are_not_needed(each_way: Engine) -> None:

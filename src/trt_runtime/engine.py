@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import threading
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .build.calibration import Batch, Calibration
 from .build.config import BuildConfig, Profile
+from .build.digest import content_digest
 from .build.model import external_files, read_model
 from .build.plan import build_reporting, prepared_model, with_profiles
 from .build.progress import OnProgress, Reporter
@@ -221,7 +221,7 @@ class Engine(Owned):
             )
             reporter.step("load", True)
             engine.name = plan_name
-            engine._metadata |= {"config": config.to_json(), "model_sha256": _model_sha256(model)}
+            engine._metadata |= {"config": config.to_json(), "model_digest": _model_digest(model)}
             engine._record.label = f"Engine {plan_name!r}"
             if config.version_compatible:
                 engine._plan = plan  # TensorRT cannot serialise such an engine again
@@ -309,9 +309,9 @@ class Engine(Owned):
 
         Always ``tensorrt`` and ``tensorrt_version`` (what runs it), ``built_by`` (the release that
         the plan's header names, or None) and ``plan_bytes``; ``path`` if it was loaded from a file;
-        ``config`` (as `BuildConfig.to_json`) and ``model_sha256`` (of the ONNX bytes) if it was
+        ``config`` (as `BuildConfig.to_json`) and ``model_digest`` (of the ONNX bytes) if it was
         built here; ``cache_key`` and ``cache_hit`` (False: built for it) if the engine cache gave
-        it; ``refitted_with_sha256`` after `refit`.
+        it; ``refitted_with_digest`` after `refit`.
         """
         running = {"tensorrt": self.tensorrt_name, "tensorrt_version": self.tensorrt_version}
         return MappingProxyType(running | deepcopy(self._metadata))
@@ -431,7 +431,7 @@ class Engine(Owned):
             with self._changing, self.device._primary.current():
                 self._refit(handle, prepared, None if path is None else os.path.abspath(path))
             self._plan = None  # it has the old weights
-            self._metadata["refitted_with_sha256"] = hashlib.sha256(data).hexdigest()
+            self._metadata["refitted_with_digest"] = content_digest(data)
 
     def _as_built(self, data: bytes, path: str | None) -> bytes:
         """The model as the builder was given its own, if that is known."""
@@ -634,9 +634,9 @@ def _facts_of_plan(plan: bytes, path: Path | None) -> dict[str, Any]:
     return facts
 
 
-def _model_sha256(model: str | os.PathLike[str] | bytes | Any) -> str:
+def _model_digest(model: str | os.PathLike[str] | bytes | Any) -> str:
     data, _ = read_model(model)
-    return hashlib.sha256(data).hexdigest()
+    return content_digest(data)
 
 
 def check_shape(spec: TensorSpec, shape: Shape) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -24,6 +23,7 @@ from trt_runtime import (
     Profile,
     TrtRuntimeError,
 )
+from trt_runtime.build.digest import content_digest
 from trt_runtime.build.key import EngineKey
 from trt_runtime.build.progress import BuildProgress
 from trt_runtime.build.store import Store
@@ -125,7 +125,7 @@ def test_an_engine_knows_what_it_was_built_from_and_where_it_is_kept(
     assert told[0] == told[1]
     assert told[0]["cache_key"] == only(cache).key
     assert told[0]["config"] == config.to_json()
-    assert told[0]["model_sha256"] == only(cache).parts["model"]
+    assert told[0]["model_digest"] == only(cache).parts["model"]
     with Engine.build(network(), config, device=host) as engine:
         assert dict(engine.metadata).items() <= told[0].items()
 
@@ -271,8 +271,8 @@ def test_an_entry_is_the_raw_plan_and_a_readable_sidecar(
         check(engine)
     sidecar = json.loads(entry.path.with_suffix(".json").read_text())
     plan = entry.path.read_bytes()
-    assert sidecar["entry"]["plan_sha256"] == hashlib.sha256(plan).hexdigest()
-    assert sidecar["entry"]["parts"]["model"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sidecar["entry"]["plan_digest"] == content_digest(plan)
+    assert sidecar["entry"]["parts"]["model"] == content_digest(path.read_bytes())
     assert entry.key == EngineKey(sidecar["entry"]["parts"]).digest
     assert (entry.model, entry.precision, entry.tensorrt) == (
         "net.onnx",

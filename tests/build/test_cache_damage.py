@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from trt_runtime import (
     build_plan,
 )
 from trt_runtime.build import store as store_module
+from trt_runtime.build.digest import content_digest
 from trt_runtime.build.key import EngineKey
 from trt_runtime.build.store import DamagedEntry, Sidecar, Store
 from trt_runtime.platform import HostPlatform
@@ -160,7 +160,7 @@ def test_a_write_that_fails_leaves_nothing(
 ) -> None:
     parts = {"key schema": 1}
     plan = b"plan"
-    sidecar = Sidecar(parts, hashlib.sha256(plan).hexdigest(), 4, datetime.now(timezone.utc))
+    sidecar = Sidecar(parts, content_digest(plan), 4, datetime.now(timezone.utc))
     store = Store(tmp_path)
     replace_file = os.replace
 
@@ -185,7 +185,7 @@ def test_a_plan_that_tensorrt_refuses_is_built_again(
     store = Store(cache.directory)
     sidecar = replace(
         store.sidecar(key),
-        plan_sha256=hashlib.sha256(foreign).hexdigest(),
+        plan_digest=content_digest(foreign),
         plan_bytes=len(foreign),
     )
     store.write(key, foreign, sidecar)

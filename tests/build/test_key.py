@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trt_runtime import BuildConfig, Device, InputError, ModelError, Profile
+from trt_runtime.build import digest as digest_module
 from trt_runtime.build import key as key_module
-from trt_runtime.build.key import EngineKey, differences, engine_key, file_sha256
+from trt_runtime.build.digest import content_digest, file_digest
+from trt_runtime.build.key import EngineKey, differences, engine_key
 from trt_runtime.build.model import read_model
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
@@ -177,15 +179,18 @@ def test_missing_external_data_is_an_error_and_no_key(key: Any, external: Path) 
         key(external)
 
 
+@pytest.mark.parametrize("size", [1, 7, 9 * 256, 9 * 256 + 1])
 def test_a_file_is_hashed_whole_however_large_its_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    file = tmp_path / "file"
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", size)
     content = bytes(range(256)) * 9
-    file.write_bytes(content)
-    for size in (1, 7, len(content), len(content) + 1):
-        monkeypatch.setattr(key_module, "_CHUNK_BYTES", size)
-        assert file_sha256(file) == hashlib.sha256(content).hexdigest()
+    pieces = [content[start : start + size] for start in range(0, len(content), size)]
+    whole = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    assert content_digest(content) == hashlib.sha256(whole).hexdigest()
+    for data in (content, content[:-1], b""):
+        (tmp_path / "file").write_bytes(data)
+        assert file_digest(tmp_path / "file") == content_digest(data)
 
 
 # The configuration ------------------------------------------------------------------------

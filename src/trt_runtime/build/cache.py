@@ -6,7 +6,6 @@ when to load, when to build, and what to say about it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from ..errors import CacheWarning, InputError, PlanError, TrtRuntimeError
 from ..platform.tensorrt import TensorRT, offline_flavour
 from .calibration import Batch, Calibration
 from .config import BuildConfig, Profile
+from .digest import content_digest
 from .key import MODEL_PARTS, Difference, EngineKey, differences, engine_key
 from .model import read_model
 from .plan import build_reporting, with_profiles
@@ -472,7 +472,7 @@ class EngineCache:
         engine._record.label = f"Engine {wanted.name!r}"
         engine._metadata |= {
             "config": wanted.config.to_json(),
-            "model_sha256": wanted.key.parts["model"],
+            "model_digest": wanted.key.parts["model"],
         }
         if wanted.config.version_compatible:
             engine._plan = plan  # TensorRT cannot serialise such an engine again
@@ -545,7 +545,7 @@ class EngineCache:
             return False
         sidecar = Sidecar(
             parts=wanted.key.parts,
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            plan_digest=content_digest(plan),
             plan_bytes=len(plan),
             created=datetime.now(timezone.utc),
             model=wanted.file_name,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .config import BuildConfig
+from .digest import content_digest, file_digest
 from .model import external_files
 
 if TYPE_CHECKING:
@@ -26,15 +27,13 @@ if TYPE_CHECKING:
 
 #: Raised when the parts change their meaning, or when the same parts come to make another engine:
 #: another way to convert a model, other network or parser flags for the same configuration.
-SCHEMA = 1
+SCHEMA = 2
 
 #: The parts that say which network it is; the others say how it is built, by what, and for what.
 MODEL_PARTS = ("model", "external data")
 
 #: Fields of `BuildConfig` that are paths: what lies there counts, or what was timed there helps.
 _PATHS = ("timing_cache", "plugin_libraries")
-
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def engine_key(
 ) -> EngineKey:
     """The key of the engine that would be built.
 
-    Hashes the model and every file that it, or the configuration, refers to: about 0.6 s for each
-    GB, which is what it costs to never be wrong about a file whose time of change lies.
+    Hashes the model and every file that it, or the configuration, refers to: what it costs to
+    never be wrong about a file whose time of change lies.
 
     Parameters
     ----------
@@ -111,10 +110,10 @@ def engine_key(
     """
     parts: dict[str, Any] = {
         "key schema": SCHEMA,
-        "model": hashlib.sha256(model).hexdigest(),
+        "model": content_digest(model),
         "external data": _external_data(model, path),
         "calibration": calibration,
-        "plugin libraries": [_plugin_sha256(library) for library in config.plugin_libraries],
+        "plugin libraries": [_plugin_digest(library) for library in config.plugin_libraries],
         **_settings(config),
         "tensorrt": library.name,
         "tensorrt version": library.version,
@@ -138,12 +137,12 @@ def canonical_json(value: Any) -> bytes:
 def _external_data(model: bytes, path: str | None) -> list[str]:
     """The hash of each external file once, in the order in which the model first names them."""
     files = dict.fromkeys(file.path for file in external_files(model, path))
-    return [file_sha256(file) for file in files]
+    return [file_digest(file) for file in files]
 
 
-def _plugin_sha256(path: str | os.PathLike[str]) -> str:
+def _plugin_digest(path: str | os.PathLike[str]) -> str:
     try:
-        return file_sha256(path)
+        return file_digest(path)
     except OSError as error:
         raise InputError(
             f"the plugin library {os.fspath(path)!r} cannot be read: {error.strerror or error}"
@@ -181,16 +180,6 @@ def _target(config: BuildConfig, device: Device) -> dict[str, Any]:
             "multiprocessors": driver.multiprocessor_count(ordinal),
             "device memory": driver.total_memory(ordinal),
         }
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal; reads it in pieces."""
-    digest = hashlib.sha256()
-    piece = memoryview(bytearray(_CHUNK_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(piece):
-            digest.update(piece[:count])
-    return digest.hexdigest()
 
 
 def _shown(value: Any) -> str:

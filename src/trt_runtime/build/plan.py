@@ -6,7 +6,6 @@ types must come from the model, then let TensorRT build, in a thread that Ctrl-C
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..platform.tensorrt import TensorRT, load_tensorrt, offline_flavour
 from .calibration import Batch, Calibration, CalibrationFeed
 from .config import BuildConfig, Profile
+from .digest import content_digest
 from .model import external_files, read_model
 from .precision import quantisation, reduced, with_io_types
 from .progress import OnProgress, Reporter
@@ -93,8 +93,7 @@ def build_reporting(
         primary = stack.enter_context(opened._record)
         feed = None
         if given is not None:
-            model_digest = hashlib.sha256(data).hexdigest()
-            identity = f"{library.name} {library.version} {model_digest}"
+            identity = f"{library.name} {library.version} {content_digest(data)}"
             feed = CalibrationFeed(given, primary, identity)
             stack.callback(feed.release)
 

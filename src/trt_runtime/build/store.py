@@ -28,6 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .digest import content_digest
 from .key import SCHEMA, canonical_json
 
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(plan|json)")
@@ -49,7 +50,7 @@ class Sidecar:
     ----------
     parts : mapping of str to JSON
         The parts of the key.
-    plan_sha256 : str
+    plan_digest : str
     plan_bytes : int
     created : datetime
         When it was built, in UTC.
@@ -59,7 +60,7 @@ class Sidecar:
     """
 
     parts: Mapping[str, Any]
-    plan_sha256: str
+    plan_digest: str
     plan_bytes: int
     created: datetime
     model: str = ""
@@ -68,7 +69,7 @@ class Sidecar:
     def to_bytes(self) -> bytes:
         entry = {
             "parts": dict(self.parts),
-            "plan_sha256": self.plan_sha256,
+            "plan_digest": self.plan_digest,
             "plan_bytes": self.plan_bytes,
             "created": self.created.isoformat(),
             "model": self.model,
@@ -197,8 +198,8 @@ class Store:
             raise DamagedEntry("the plan is missing") from None
         if len(plan) != sidecar.plan_bytes:
             raise DamagedEntry(f"the plan has {len(plan)} bytes, not {sidecar.plan_bytes}")
-        if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
-            raise DamagedEntry("the plan's SHA-256 is not the one in the sidecar")
+        if content_digest(plan) != sidecar.plan_digest:
+            raise DamagedEntry("the plan's SHA-256 digest is not the one in the sidecar")
         return plan
 
     def touch(self, key: str) -> None:
