@@ -24,7 +24,7 @@ from trt_runtime import (
 )
 from trt_runtime.build import store as store_module
 from trt_runtime.build.digest import content_digest
-from trt_runtime.build.key import EngineKey
+from trt_runtime.build.key import SCHEMA, EngineKey
 from trt_runtime.build.store import DamagedEntry, Sidecar, Store
 from trt_runtime.platform import HostPlatform
 
@@ -71,7 +71,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (".json", lambda path: path.write_text("{}"), "cannot be read"),
     (".json", lambda path: path.write_text("[" * 100_000), "cannot be read"),
     (".json", _exchange, "another entry's"),
-    (".json", _age, "written with schema 0, and this one is 1"),
+    (".json", _age, f"written with schema {SCHEMA - 1}, and this one is {SCHEMA}"),
 ]
 
 
