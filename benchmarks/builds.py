@@ -113,11 +113,19 @@ def precisions(
             del got, page_locked
 
 
-def second_build(model: onnx.ModelProto, device: Device, config: BuildConfig) -> float:
-    """Seconds of a build whose timing cache is full."""
-    began = time.perf_counter()
-    Engine.build(model.SerializeToString(), config, device=device).close()
-    return time.perf_counter() - began
+def second_build(
+    model: onnx.ModelProto, device: Device, level: int, timings: Path
+) -> dict[str, float]:
+    """Seconds of two builds, of which the second has the first's timing cache."""
+    data, seconds = model.SerializeToString(), []
+    config = BuildConfig(
+        precision="fp16", optimization_level=level, timing_cache=str(timings / "second.cache")
+    )
+    for _ in range(2):
+        began = time.perf_counter()
+        Engine.build(data, config, device=device).close()
+        seconds.append(time.perf_counter() - began)
+    return {"level": level, "first_s": seconds[0], "second_s": seconds[1]}
 
 
 def cache_hit(
@@ -203,11 +211,11 @@ def table(found: Mapping[str, Any]) -> str:
                 f"{row['cosine']:.6f} |"
             )
         lines.append("")
-        first, second = figures["precisions"]["fp16"].get("build_s"), figures.get("second_build_s")
-        if first and second:
+        if builds := figures.get("second_build"):
+            first, second = builds["first_s"], builds["second_s"]
             lines += [
-                f"Timing cache, fp16: {first:.1f} s, then {second:.1f} s "
-                f"({first / second:.1f} times as fast).",
+                f"Timing cache, fp16, optimisation level {builds['level']}: {first:.1f} s, then "
+                f"{second:.1f} s ({first / second:.1f} times as fast).",
                 "",
             ]
         if hit := figures.get("cache_hit"):
@@ -224,6 +232,9 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--level", type=int, default=1, help="TensorRT's optimisation level")
+    parser.add_argument(
+        "--timing-level", type=int, default=3, help="of the two builds with a timing cache"
+    )
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     with Device() as device:
@@ -252,10 +263,12 @@ def main() -> None:
                     optimization_level=level,
                     timing_cache=str(Path(timings, "fp16.cache")),
                 )
-                figures["second_build_s"] = second_build(model, device, config)
-                keep(name, "second build", figures["second_build_s"])
                 figures["cache_hit"] = cache_hit(model, device, config)
                 keep(name, "cache hit", figures["cache_hit"])
+                figures["second_build"] = second_build(
+                    model, device, arguments.timing_level, Path(timings)
+                )
+                keep(name, "second build", figures["second_build"])
     (arguments.directory / "builds.md").write_text(table(found))
     print(table(found))
 

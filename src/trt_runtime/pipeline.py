@@ -110,14 +110,16 @@ class Flight:
 
         Results in device memory are there at once, and order whoever uses them.
         """
-        if self.targets == "device" and self.arrays is not None:
-            arrays, self.arrays = self.arrays, None  # the caller's alone, ended or not
-            return arrays
-        if self.arrays is None:
+        arrays = self.arrays
+        if arrays is None:
             self.track.settle(self)
-            if self.arrays is None:
+            arrays = self.arrays
+            if arrays is None:
                 self._raise_error()
-        return self.arrays  # type: ignore[return-value]  # one of both is there
+                assert arrays is not None
+        elif self.targets == "device":
+            self.arrays = None  # the caller's alone, ended or not
+        return arrays
 
     def make_way(self) -> None:
         """Wait until it has ended, for somebody else."""
@@ -153,7 +155,17 @@ class _Feed:
 class Lane:
     """The memory of one track at given shapes, and graphs captured over it."""
 
-    __slots__ = ("_context", "_feeds", "_graphs", "_staged", "bindings", "plain", "shapes", "track")
+    __slots__ = (
+        "_context",
+        "_feeds",
+        "_graphs",
+        "_staged",
+        "bindings",
+        "brief",
+        "plain",
+        "shapes",
+        "track",
+    )
 
     def __init__(
         self, track: Track, shapes: _Shapes, context: ExecutionContext, bindings: BindingSet
@@ -167,6 +179,9 @@ class Lane:
         #: Whether it runs as the explicit program does, step by step: shapes that depend on the
         #: data, and tensors that TensorRT writes on the host.
         self.plain = any(b.data_dependent or b.spec.location == "host" for b in bindings._outputs)
+        #: Whether its copies are too short for anything to be gained beside them.
+        copied = (*bindings._inputs, *bindings._outputs)
+        self.brief = not self.plain and sum(b.nbytes for b in copied) <= STAGED_BYTES
         #: The inputs that cross; the values of a shape tensor are the binding set's.
         self._feeds = [
             _Feed(index, binding, binding._device.address)
@@ -377,8 +392,8 @@ class Track:
         self.lane: Lane | None = None
         #: The end of the latest compute on this track, if ``marked``.
         self.marked = False
-        #: Held while a flight begins, and while it is waited for. Whoever has it may take the
-        #: slot's, never the other way round. A collected generator may settle at any point.
+        #: Held while a flight is waited for. Whoever has it may take the slot's, never the other
+        #: way round. A collected generator may settle at any point.
         self.lock = threading.RLock()
         self._primary = primary = slot.device._primary
         driver = primary.driver
@@ -448,7 +463,7 @@ class Slot:
         self.idle: deque[Track] = deque()
         self._tracks: list[Track] = []
         self._kept: OrderedDict[Key, _Shapes] = OrderedDict()
-        #: Guards the context's calls, and which track computed last.
+        #: Held while an inference is enqueued: of who waits for a track nobody sees a half one.
         self._lock = threading.RLock()
         self._last: Track | None = None
         with ExitStack() as stack:
@@ -467,31 +482,54 @@ class Slot:
     ) -> Flight:
         """Enqueue an inference; waits for an earlier one only if every track has one.
 
-        With ``overlap`` its copies run beside its neighbours' compute. Otherwise, and if no other
-        is in flight, all of it is one graph: sooner done, and nothing runs beside it.
+        With ``overlap`` its copies run beside its neighbours' compute, unless they are brief.
+        Otherwise, and if no other is in flight, all of it is one graph: sooner done, and nothing
+        runs beside it.
         """
-        flight = self._begin(inputs, key, targets)
-        track, lane = flight.track, flight.lane
+        while True:
+            with self._lock:
+                if self.idle:
+                    return self._fly(self.idle.pop(), inputs, key, targets, overlap)
+                flights = [track.flight for track in self._tracks if track.flight is not None]
+            if flights:
+                min(flights, key=_serial).make_way()
+
+    def _fly(
+        self, track: Track, inputs: Inputs, key: Key, targets: Targets | None, overlap: bool
+    ) -> Flight:
+        """Enqueue an inference on an idle track, with the lock held."""
+        try:
+            lane = track.lane
+            if lane is None or lane.shapes.key != key:
+                lane = track.lane = self._lane(key, track, inputs)
+            if targets is not None and targets != "device":
+                lane.check(targets)
+        except BaseException:
+            self.idle.append(track)
+            raise
+        track.flight = flight = Flight(track, lane, inputs, targets)
         try:
             if lane.plain:
-                self._run_plainly(flight)
-                return flight
-            sources = lane.stage(flight)
-            on_device = targets == "device"
-            with self._lock:
-                if not on_device:
-                    flight.results = self._take_results(lane, targets is None)
                 if self._last is not track:
                     self._follow(track)
-                track.marked = False
-                alone = len(self.idle) == TRACKS - 1
-                if alone and not (overlap or on_device or flight.borrowed):
-                    lane.launch(flight.results)
-                    return flight
-                lane.bindings._upload(track.handle, sources)
-                lane.launch(None)
-                self.driver.event_record(track.computed, track.handle)
-                track.marked = True
+                flight.arrays = lane.run_plainly(flight)
+                track.leave(flight)
+                return flight
+            sources = lane.stage(flight)
+            if targets != "device":
+                flight.results = self._take_results(lane, targets is None)
+            if self._last is not track:
+                self._follow(track)
+            track.marked = False
+            alone = len(self.idle) == TRACKS - 1
+            whole = lane.brief or (alone and not overlap) or not self.pipeline.overlaps
+            if whole and flight.results is not None and not flight.borrowed:
+                lane.launch(flight.results)
+                return flight
+            lane.bindings._upload(track.handle, sources)
+            lane.launch(None)
+            self.driver.event_record(track.computed, track.handle)
+            track.marked = True
             if flight.results is not None:
                 lane.bindings._download(track.handle, flight.results.addresses)
             else:
@@ -499,31 +537,7 @@ class Slot:
         except BaseException:
             release_all([partial(insist, track.stream.synchronize), partial(track.leave, flight)])
             raise
-        finally:
-            track.lock.release()
         return flight
-
-    def _begin(self, inputs: Inputs, key: Key, targets: Targets | None) -> Flight:
-        """A flight on an idle track, whose lock is taken: nobody waits for it before it flies."""
-        while True:
-            with self._lock:
-                if self.idle:
-                    track = self.idle.pop()
-                    try:
-                        lane = track.lane
-                        if lane is None or lane.shapes.key != key:
-                            lane = track.lane = self._lane(key, track, inputs)
-                        if targets is not None and targets != "device":
-                            lane.check(targets)
-                        track.lock.acquire()
-                    except BaseException:
-                        self.idle.append(track)
-                        raise
-                    track.flight = flight = Flight(track, lane, inputs, targets)
-                    return flight
-                flights = [track.flight for track in self._tracks if track.flight is not None]
-            if flights:
-                min(flights, key=_serial).make_way()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -535,12 +549,6 @@ class Slot:
                 for lane in shapes.lanes.values():
                     lane.forget_graphs()
             yield
-
-    def _run_plainly(self, flight: Flight) -> None:
-        with self._lock:
-            self._follow(flight.track)
-            flight.arrays = flight.lane.run_plainly(flight)
-        flight.track.leave(flight)
 
     def _lane(self, key: Key, track: Track, inputs: Inputs) -> Lane:
         """The memory for these shapes and shape values, made now if they are new."""
@@ -640,6 +648,8 @@ class Pipeline:
     def __init__(self, engine: Engine, contexts: int, *, graphs: bool) -> None:
         self.engine = engine
         self.graphs = graphs
+        #: Whether one context's copies run beside its own compute.
+        self.overlaps = True
         self.lent_bytes = 0
         self._lock = threading.Lock()
         self.slots: list[Slot] = []

@@ -29,7 +29,7 @@ def use_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
     cache = None
     if data:
         with library.log.capture() as lines:
-            cache = _read(settings, data)
+            cache = _read(library, settings, data)
             if cache is not None and not settings.set_timing_cache(cache, False):
                 cache = None
         if cache is None:
@@ -38,12 +38,8 @@ def use_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
                 "this build does without%s",
                 file.path, library.name, library.version, "".join(f" ({line})" for line in lines),
             )  # fmt: skip
-    if cache is None:
-        cache = settings.create_timing_cache(b"")
-        if cache is None or not settings.set_timing_cache(cache, False):
-            raise BuildError(
-                "TensorRT could not create a timing cache", log_lines=library.log.take_errors()
-            )
+    if cache is None and not settings.set_timing_cache(_new(library, settings), False):
+        raise _failure(library)
 
 
 def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
@@ -56,7 +52,7 @@ def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
         return
 
     def merged(contents: bytes) -> bytes | None:
-        others = _read(settings, contents) if contents else None
+        others = _read(library, settings, contents) if contents else None
         if others is not None and not measured.combine(others, False):
             return None
         memory = measured.serialize()
@@ -65,7 +61,7 @@ def keep_timings(library: TensorRT, settings: Any, file: TimingFile) -> None:
     file.merge(merged)
 
 
-def _read(settings: Any, data: bytes) -> Any:
+def _read(library: TensorRT, settings: Any, data: bytes) -> Any:
     """The cache that was serialised, or None.
 
     Of bytes that are none TensorRT 8.6 makes an empty cache, without a word (measured on 8.6.0).
@@ -74,8 +70,20 @@ def _read(settings: Any, data: bytes) -> Any:
         cache = settings.create_timing_cache(data)
     except (TypeError, RuntimeError):  # a null pointer, to some bindings
         return None
-    if cache is not None:
-        empty = bytes(settings.create_timing_cache(b"").serialize())
-        if data != empty and bytes(cache.serialize()) == empty:
-            return None
+    if cache is None:
+        return None
+    empty = bytes(_new(library, settings).serialize())
+    return None if bytes(cache.serialize()) == empty != data else cache
+
+
+def _new(library: TensorRT, settings: Any) -> Any:
+    cache = settings.create_timing_cache(b"")
+    if cache is None:
+        raise _failure(library)
     return cache
+
+
+def _failure(library: TensorRT) -> BuildError:
+    return BuildError(
+        "TensorRT could not create a timing cache", log_lines=library.log.take_errors()
+    )
