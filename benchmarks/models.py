@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_runtime import Profile
+from trt_runtime import yolov3 as darknet
 
 Batch = int | str
 
@@ -38,7 +39,7 @@ class Network:
 
 
 class _Builder:
-    """A graph that grows layer by layer, as Darknet's configuration files describe one."""
+    """A graph that grows layer by layer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,12 +64,11 @@ class _Builder:
         size: int,
         *,
         stride: int = 1,
-        gain: float = 1.0,
         linear: bool = False,
     ) -> str:
         """A convolution with bias, as one whose batch normalisation is folded in; and LeakyRelu."""
         fan_in, width = channels[0] * size * size, channels[1]
-        scale = np.float32(gain * np.sqrt((1 if linear else 2) / fan_in))
+        scale = np.float32(np.sqrt((1 if linear else 2) / fan_in))
         values = self._rng.standard_normal((width, channels[0], size, size), np.float32) * scale
         bias = self._rng.standard_normal(width, np.float32) / 10
         inputs = [
@@ -95,82 +95,9 @@ class _Builder:
 
 
 def yolov3(batch: Batch = 1, side: int = 608) -> onnx.ModelProto:
-    """YOLOv3: Darknet-53 and three heads, 62 million weights (Redmon and Farhadi, 2018).
-
-    Layers are numbered as in Darknet's configuration, tensors named as NVIDIA's sample names them.
-    ``side`` is a multiple of 32.
-    """
-    b = _Builder("yolov3")
-    number, layers = 0, {0: ("000_net", 3)}
-
-    def convolve(width: int, size: int, stride: int = 1, gain: float = 1.0) -> None:
-        nonlocal number
-        source, channels = layers[number]
-        number += 1
-        name = f"{number:03d}_convolutional"
-        output = b.convolution(source, name, (channels, width), size, stride=stride, gain=gain)
-        layers[number] = (output, width)
-
-    def join(operator: str, name: str, sources: Sequence[int], **attributes: object) -> None:
-        nonlocal number
-        number += 1
-        inputs = [layers[source][0] for source in sources]
-        widths = [layers[source][1] for source in sources]
-        output = b.node(operator, inputs, f"{number:03d}_{name}", **attributes)
-        layers[number] = (output, sum(widths) if operator == "Concat" else widths[0])
-
-    def stage(width: int, blocks: int) -> None:
-        convolve(width, 3, stride=2)
-        for _ in range(blocks):
-            start = number
-            convolve(width // 2, 1)
-            # What a residual adds is small, or 23 of them would make the signal explode.
-            convolve(width, 3, gain=0.3)
-            join("Add", "shortcut", [number, start])
-
-    def head(width: int) -> None:
-        nonlocal number
-        for _ in range(3):
-            convolve(width, 1)
-            convolve(2 * width, 3)
-        source, channels = layers[number]
-        number += 1
-        name = f"{number:03d}_convolutional"
-        b.convolution(source, name, (channels, 255), 1, linear=True)
-        cells = side >> {82: 5, 94: 4, 106: 3}[number]
-        shape = [batch, 255, cells, cells]
-        b.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        number += 1  # Darknet's "yolo" layer: decoding, not the network's
-
-    def rise(width: int, beside: int) -> None:
-        """From before the last head's two final layers to the next finer grid."""
-        nonlocal number
-        number += 1
-        layers[number] = layers[number - 4]  # "route"
-        convolve(width, 1)
-        source, channels = layers[number]
-        number += 1
-        output = b.node(
-            "Resize",
-            [source, "", "scales"],
-            f"{number:03d}_upsample",
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-        layers[number] = (output, channels)
-        join("Concat", "route", [number, beside], axis=1)
-
-    b.weight("scales", np.array([1, 1, 2, 2], np.float32))
-    convolve(32, 3)
-    for width, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
-        stage(width, blocks)
-    head(512)
-    rise(256, beside=62)
-    head(256)
-    rise(128, beside=37)
-    head(128)
-    return b.model("000_net", [batch, 3, side, side])
+    """YOLOv3: Darknet-53 and three heads, 62 million weights; ``side`` is a multiple of 32."""
+    network = darknet.Network.parse(darknet.yolov3(side))
+    return darknet.to_onnx(network, darknet.random_weights(network), batch=batch)
 
 
 def detector_like() -> onnx.ModelProto:

@@ -8,6 +8,7 @@
 Importing this package imports neither TensorRT nor CUDA; both come in on first use.
 """
 
+from .benchmark import BenchmarkReport
 from .bindings import Binding, BindingSet
 from .build.cache import CacheEntry, EngineCache, Explanation
 from .build.calibration import Calibration
@@ -21,6 +22,7 @@ from .errors import (
     BuildError,
     BusyError,
     CacheWarning,
+    CfgError,
     ClosedError,
     CorruptPlanError,
     CudaError,
@@ -47,18 +49,22 @@ from .errors import (
     TrtRuntimeError,
     UnsupportedError,
     UntrustedPlanError,
+    WeightsError,
 )
 from .graph import CudaGraph
 from .inspection import EngineReport, PlanValidity
 from .interop import DeviceArray
 from .memory import DeviceBuffer, PinnedBuffer
+from .profiling import LayerProfile
 from .session import Session
 from .stream import Event, Stream
 from .tensor import Range, TensorSpec
+from .timeline import Timeline, record_timeline
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchmarkReport",
     "Binding",
     "BindingSet",
     "BuildConfig",
@@ -68,6 +74,7 @@ __all__ = [
     "CacheEntry",
     "CacheWarning",
     "Calibration",
+    "CfgError",
     "ClosedError",
     "CorruptPlanError",
     "CudaError",
@@ -87,6 +94,7 @@ __all__ = [
     "ForkedProcessError",
     "HostDeviceWarning",
     "InputError",
+    "LayerProfile",
     "MissingProfileError",
     "MisuseError",
     "ModelError",
@@ -108,8 +116,11 @@ __all__ = [
     "StickyCudaError",
     "Stream",
     "TensorSpec",
+    "Timeline",
     "TrtRuntimeError",
     "UnsupportedError",
     "UntrustedPlanError",
+    "WeightsError",
     "build_plan",
+    "record_timeline",
 ]

@@ -168,6 +168,51 @@ class InputError(TrtRuntimeError, ValueError):
     """An argument does not fit: name, rank, shape, dtype, size or layout."""
 
 
+class CfgError(InputError):
+    """A Darknet ``.cfg`` file describes no network that `trt_runtime.yolov3` knows.
+
+    Attributes
+    ----------
+    source : str
+        The file.
+    line : int or None
+        Counted from 1; None where it is about the whole file.
+    section : str or None
+        Such as ``convolutional``.
+    """
+
+    def __init__(
+        self, message: str, source: str, line: int | None = None, section: str | None = None
+    ) -> None:
+        self.source = source
+        self.line = line
+        self.section = section
+        where = [source]
+        if line is not None:
+            where.append(f"line {line}")
+        if section is not None:
+            where.append(f"[{section}]")
+        super().__init__(f"{', '.join(where)}: {message}")
+
+
+class WeightsError(InputError):
+    """A Darknet ``.weights`` file does not fit its ``.cfg``, or is none.
+
+    Attributes
+    ----------
+    source : str
+        The file.
+    offset : int or None
+        The byte at which it goes wrong; None where it is about the whole file.
+    """
+
+    def __init__(self, message: str, source: str, offset: int | None = None) -> None:
+        self.source = source
+        self.offset = offset
+        where = source if offset is None else f"{source}, byte {offset}"
+        super().__init__(f"{where}: {message}")
+
+
 class ExportError(TrtRuntimeError, BufferError):
     """Memory cannot be handed to another library the way that library asks for it."""
 

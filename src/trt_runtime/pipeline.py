@@ -64,6 +64,10 @@ LENT_BYTES = 256 << 20
 #: driver stages larger ones itself, which is faster than a copy here and the transfer after it
 #: (benchmarks/results: 4.4 MB in 0.33 ms against 0.46 to 0.50 ms on one H200).
 STAGED_BYTES = 256 << 10
+#: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
+#: have fewer steps, are faster (benchmarks/results: with six, 1.011 against 1.001 of a loop by
+#: hand; with three, 1.026 against 1.053).
+OVERLAPPED_CONTEXTS = 4
 
 _serials = itertools.count()
 
@@ -649,7 +653,7 @@ class Pipeline:
         self.engine = engine
         self.graphs = graphs
         #: Whether one context's copies run beside its own compute.
-        self.overlaps = True
+        self.overlaps = contexts <= OVERLAPPED_CONTEXTS
         self.lent_bytes = 0
         self._lock = threading.Lock()
         self.slots: list[Slot] = []

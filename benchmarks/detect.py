@@ -1,0 +1,435 @@
+"""From an image of a camera to boxes: NumPy before and after the engine, and both in its graph.
+
+python -m benchmarks.detect OUT.json [--level N] [--engines DIR] [--device host --side 96 ...]
+
+YOLOv3-608 with random weights, FP16, one decoded 1920x1080 image. For each way the whole, its
+parts, and its ratio to F: one CUDA graph of copy, compute and copy of the plain float network on
+page-locked memory, and a synchronisation. Then images in a second with `Detector.detect_many`.
+Prints a table and writes everything measured. ``--device host`` tries it without a GPU, on any
+network and image size; timings of that mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks.conftest import _driver_api
+from benchmarks.raw import Lane, RawEngine
+from trt_runtime import BuildConfig, Device, EngineCache
+from trt_runtime.yolov3 import (
+    Detections,
+    Detector,
+    Layout,
+    Network,
+    Weights,
+    in_graph,
+    random_weights,
+    to_onnx,
+    yolov3,
+    yolov3_tiny,
+)
+from trt_runtime.yolov3.cfg import Yolo
+from trt_runtime.yolov3.decode import decode
+from trt_runtime.yolov3.preprocess import preprocess, resize
+
+#: Cells that pass the threshold on the image: what a street with a dozen objects has.
+PASSING = 40
+THRESHOLD = 0.6
+#: Page-locked images that `detect_many` reads in turn: more than are in flight at once.
+BUFFERS = 32
+
+NETWORKS = {"yolov3": yolov3, "yolov3_tiny": yolov3_tiny}
+Milliseconds = dict[str, float]
+
+
+def street(height: int, width: int) -> np.ndarray:
+    """A smooth random picture: noise alone looks the same to every filter."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (-(-height // 40), -(-width // 40), 3), dtype=np.uint8)
+    large = coarse.repeat(40, 0).repeat(40, 1)[:height, :width]
+    fine = rng.integers(0, 64, (height, width, 3), dtype=np.uint8)
+    return (large // 4 * 3 + fine).astype(np.uint8)
+
+
+def sparse(network: Network, image: np.ndarray) -> onnx.ModelProto:
+    """The network with random weights, which sees `PASSING` objects in the image, not thousands."""
+    import onnxruntime
+
+    weights = random_weights(network)
+    seen, _ = preprocess(image, (network.height, network.width))
+    model = to_onnx(network, weights).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    heads = session.run([head.output for head in network.heads], {network.INPUT: seen[None]})
+    objectness = np.concatenate(
+        [
+            array.reshape(len(head.anchors), 5 + head.classes, -1)[:, 4].ravel()
+            for head, array in zip(network.heads, heads, strict=True)
+        ]
+    )
+    last = np.sort(objectness)[-min(PASSING, len(objectness) // 4)]
+    shift = np.float32(np.log(THRESHOLD / (1 - THRESHOLD)) - last)
+    layers = dict(weights.layers)
+    for layer in network.layers:
+        if isinstance(layer, Yolo):
+            (source,) = layer.sources
+            bias = layers[source].bias.copy()
+            bias[4 :: 5 + layer.classes] += shift
+            layers[source] = replace(layers[source], bias=bias)
+    return to_onnx(network, Weights(layers))
+
+
+def measure(call: Callable[[], object], rounds: int) -> Milliseconds:
+    for _ in range(max(3, rounds // 10)):
+        call()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - began) / 1e6)
+    return {
+        "median": statistics.median(times),
+        "minimum": min(times),
+        "p90": sorted(times)[int(0.9 * len(times))],
+    }
+
+
+def images_per_second(detector: Detector, images: Sequence[np.ndarray], count: int) -> float:
+    """The best of three streams of ``count`` images, which are read in turn."""
+    seconds = []
+    for _ in range(3):
+        stream = itertools.islice(itertools.cycle(images), count)
+        began = time.perf_counter()
+        found = sum(1 for _ in detector.detect_many(stream))
+        seconds.append(time.perf_counter() - began)
+        assert found == count
+    return count / min(seconds)
+
+
+def bare(detector: Detector, rounds: int) -> dict[str, Milliseconds]:
+    """The detector's engine in a loop by hand: as one graph, and without the copies."""
+    device = detector.session.device
+    raw = RawEngine(
+        _driver_api(device), device.platform.tensorrt().module, detector.session.engine.serialize()
+    )
+    try:
+        lane = Lane(raw, {})
+        try:
+            lane.inputs[0].array[...] = 0
+
+            def compute() -> None:
+                lane.cu.cuGraphLaunch(lane.compute, lane.stream)
+                lane.wait()
+
+            return {"graph": measure(lane.floor, rounds), "compute": measure(compute, rounds)}
+        finally:
+            lane.close()
+    finally:
+        raw.close()
+
+
+def difference(got: Detections, want: Detections) -> dict[str, Any]:
+    """How far the same objects' boxes are apart, in pixels of the image."""
+    near = [
+        float(np.abs(want.boxes[want.classes == number] - box).max(axis=1).min(initial=np.inf))
+        for box, number in zip(got.boxes, got.classes, strict=True)
+    ]
+    matched = [distance for distance in near if distance < 20]
+    return {
+        "boxes": len(got),
+        "boxes_by_numpy": len(want),
+        "matched": len(matched),
+        "largest_px": max(matched, default=None),
+    }
+
+
+def added_layers(detector: Detector, runs: int) -> dict[str, float] | None:
+    """Milliseconds of the layers that are in the graph for pre- and postprocessing."""
+    profile = detector.session.profile(runs=runs)
+    return {layer.name: layer.ms for layer in profile.layers if "trt_runtime" in layer.name}
+
+
+# Other graphs ------------------------------------------------------------------------------------
+
+
+def transpose_first(
+    graph: Any, placement: Any, network: tuple[int, int], batch: int, target: str
+) -> None:
+    """As `in_graph._preprocess`, with the channels first before it resizes."""
+    (top, left), (rows, columns) = placement.offset, placement.size
+    pixels = graph.node("Cast", [in_graph.INPUT], to=onnx.TensorProto.FLOAT)
+    pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
+    if placement.image != placement.size:
+        sizes = graph.constant([batch, 3, rows, columns])
+        pixels = graph.node(
+            "Resize",
+            [pixels, "", "", sizes],
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        )
+    pixels = graph.node("Mul", [pixels, graph.constant(1 / 255, np.float32)])
+    pads = [0, 0, top, left, 0, 0, network[0] - rows - top, network[1] - columns - left]
+    half = graph.constant(0.5, np.float32)
+    graph.node("Pad", [pixels, graph.constant(pads), half], target)
+
+
+def matrices(graph: Any, placement: Any, network: tuple[int, int], batch: int, target: str) -> None:
+    """Resizing, scaling and padding as two matrix products, for tensor cores."""
+    height, width = placement.image
+
+    def weights(count: int, whole: int, offset: int, length: int) -> np.ndarray:
+        at = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
+        before = at.astype(int)
+        after = np.minimum(before + 1, length - 1)
+        matrix = np.zeros((whole, length), np.float32)
+        rows = np.arange(count) + offset
+        np.add.at(matrix, (rows, before), 1 - (at - before))
+        np.add.at(matrix, (rows, after), at - before)
+        return matrix
+
+    down = weights(placement.size[0], network[0], placement.offset[0], height)
+    across = weights(placement.size[1], network[1], placement.offset[1], width) / 255
+    padding = np.full((1, 1, *network), 0.5, np.float32)
+    (top, left), (rows, columns) = placement.offset, placement.size
+    padding[..., top : top + rows, left : left + columns] = 0
+    pixels = graph.node("Cast", [in_graph.INPUT], to=onnx.TensorProto.FLOAT)
+    lines = graph.node("Reshape", [pixels, graph.constant([batch, height, width * 3])])
+    lines = graph.node("MatMul", [graph.constant(down, np.float32), lines])
+    pixels = graph.node("Reshape", [lines, graph.constant([batch, network[0], width, 3])])
+    pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
+    pixels = graph.node("MatMul", [pixels, graph.constant(across.T, np.float32)])
+    graph.node("Add", [pixels, graph.constant(padding, np.float32)], target)
+
+
+def select_twice(graph: Any, layout: Layout, batch: int, count: int) -> tuple[str, str]:
+    """As `in_graph._select`, with the best of each of many groups first, then the best of all."""
+    table = in_graph._table(layout)
+    groups = max(n for n in range(1, 65) if len(table) % n == 0 and len(table) // n >= count)
+    size = len(table) // groups
+    flat = graph.node(
+        "Concat",
+        [
+            graph.node("Reshape", [head.output, graph.constant([batch, -1])])
+            for head in layout.heads
+        ],
+        axis=1,
+    )
+    objectness = graph.node("Gather", [flat, graph.constant(table[:, 4], np.int32)], axis=1)
+    objectness = graph.node("Reshape", [objectness, graph.constant([batch, groups, size])])
+    values, cells = graph.nodes_of("TopK", [objectness, graph.constant([count])], 2, axis=2)
+    starts = graph.constant(np.arange(groups).reshape(1, -1, 1) * size)
+    line = graph.constant([batch, groups * count])
+    cells = graph.node("Reshape", [graph.node("Add", [cells, starts]), line])
+    values = graph.node("Reshape", [values, line])
+    _, best = graph.nodes_of("TopK", [values, graph.constant([count])], 2, axis=1)
+    best = graph.node("GatherElements", [cells, best], axis=1)
+    where = graph.node("Gather", [graph.constant(table, np.int32), best], axis=0)
+    if batch > 1:
+        offsets = np.arange(batch).reshape(-1, 1, 1) * table.size
+        where = graph.node("Add", [where, graph.constant(offsets, np.int32)])
+    every = graph.node("Reshape", [flat, graph.constant([-1])])
+    return graph.node("Gather", [every, where], axis=0), best
+
+
+#: By the name that ``--alternatives`` takes: functions of `in_graph` and what takes their place.
+ALTERNATIVES: dict[str, dict[str, Callable[..., Any]]] = {
+    "transpose-first": {"_preprocess": transpose_first},
+    "matrices": {"_preprocess": matrices},
+    "select-twice": {"_select": select_twice},
+}
+
+
+def surrounded(
+    model: onnx.ModelProto, layout: Layout, image: tuple[int, int] | None, alternative: str = ""
+) -> onnx.ModelProto:
+    with ExitStack() as stack:
+        for name, other in ALTERNATIVES.get(alternative, {}).items():
+            stack.callback(setattr, in_graph, name, getattr(in_graph, name))
+            setattr(in_graph, name, other)
+        return in_graph.surround(model, layout, image=image)
+
+
+# Ways to detect ----------------------------------------------------------------------------------
+
+
+def by_numpy(detector: Detector, image: np.ndarray, rounds: int) -> dict[str, Milliseconds]:
+    layout, session = detector.layout, detector.session
+    buffer = session.input_buffers()[session.inputs[0].name]
+    size = (layout.height, layout.width)
+    _, placement = preprocess(image, size, out=buffer[0])
+    heads = session.infer(buffer)
+
+    def after() -> Detections:
+        (candidates,) = decode(heads, layout, threshold=detector.threshold)
+        return detector._choose(candidates, placement)
+
+    return {
+        "whole, ordinary array": measure(lambda: detector.detect(image), rounds),
+        "pre": measure(lambda: preprocess(image, size, out=buffer[0]), rounds),
+        "infer": measure(lambda: session.infer(buffer), rounds),
+        "post": measure(after, rounds),
+    }
+
+
+def in_the_graph(
+    detector: Detector, image: np.ndarray, rounds: int, *, camera: bool
+) -> dict[str, Milliseconds]:
+    session, layout = detector.session, detector.layout
+    buffer = session.input_buffers()[in_graph.INPUT]
+    figures = {"whole, ordinary array": measure(lambda: detector.detect(image), rounds)}
+    if camera:
+        buffer[0] = image
+    else:
+        size = (layout.height, layout.width)
+        figures["pre"] = measure(lambda: resize(image, size, out=buffer[0]), rounds)
+    # Written beforehand, as by a camera's driver or a decoder, into page-locked memory.
+    figures["whole, page-locked"] = measure(lambda: detector.detect(buffer[0]), rounds)
+    outputs = session.infer(buffer)
+    group = detector._prepare([buffer[0]], [])  # type: ignore[arg-type]
+    figures["infer"] = measure(lambda: session.infer(buffer), rounds)
+    figures["post"] = measure(lambda: detector._interpret(group, outputs), rounds)
+    return figures
+
+
+def stream(
+    detector: Detector, image: np.ndarray, count: int, *, camera: bool
+) -> Iterator[tuple[str, float]]:
+    ordinary = [image.copy() for _ in range(min(BUFFERS, count))]
+    yield "ordinary arrays", images_per_second(detector, ordinary, count)
+    if camera:
+        locked = [detector.session.input_buffers()[in_graph.INPUT][0] for _ in ordinary]
+        for buffer in locked:
+            buffer[...] = image
+        yield "page-locked", images_per_second(detector, locked, count)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    floor = found["floor"]["median"]
+    lines = [
+        f"{found['network']} {found['side']}x{found['side']}, {found['precision']}, optimisation "
+        f"level {found['level']}; {found['gpu']}, {found['tensorrt']}; image {found['image'][1]}x"
+        f"{found['image'][0]}. F = {floor:.3f} ms.",
+        "",
+        "| way | step | ms, median | minimum | of F |",
+        "|---|---|---|---|---|",
+    ]
+    for way, figures in found["ways"].items():
+        for step, ms in {**figures["steps"], **figures.get("bare", {})}.items():
+            lines.append(
+                f"| {way} | {step} | {ms['median']:.3f} | {ms['minimum']:.3f} | "
+                f"{ms['median'] / floor:.2f} |"
+            )
+    lines += ["", "| way | contexts | images | images per second |", "|---|---|---|---|"]
+    for row in found["throughput"]:
+        lines.append(f"| {row['way']} | {row['contexts']} | {row['images']} | {row['per_s']:.0f} |")
+    lines += ["", "Boxes against those of the NumPy way:"]
+    lines += [f"- {way}: {f['same']}" for way, f in found["ways"].items() if "same" in f]
+    for way, figures in found["ways"].items():
+        if figures.get("added"):
+            total = sum(figures["added"].values())
+            lines += ["", f"Layers added by {way}, {total:.4f} ms together:"]
+            slowest = sorted(figures["added"].items(), key=lambda item: -item[1])
+            lines += [f"- {ms:.4f} {name}" for name, ms in slowest]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--network", choices=NETWORKS, default="yolov3")
+    parser.add_argument("--side", type=int, default=608)
+    parser.add_argument("--image", type=int, nargs=2, default=(1080, 1920), help="height and width")
+    parser.add_argument("--level", type=int, default=1, help="TensorRT's optimisation level")
+    parser.add_argument("--engines", type=Path, help="a folder that keeps engines")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--count", type=int, default=300, help="images of a stream")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument(
+        "--alternatives", nargs="*", choices=ALTERNATIVES, default=[], help="other graphs to try"
+    )
+    arguments = parser.parse_args()
+    rounds, size = arguments.rounds, tuple(arguments.image)
+
+    image = street(*size)
+    network = Network.parse(NETWORKS[arguments.network](arguments.side))
+    layout = Layout.of(network)
+    plain = sparse(network, image)
+    with ExitStack() as stack:
+        device = stack.enter_context(Device(arguments.device))
+        engines = arguments.engines or stack.enter_context(tempfile.TemporaryDirectory())
+        precision = "fp16" if device.kind == "cuda" else "fp32"
+        library = device.platform.tensorrt()
+        options: dict[str, Any] = {
+            "threshold": THRESHOLD,
+            "device": device,
+            "cache": EngineCache(engines),
+            "config": BuildConfig(
+                precision=precision,
+                optimization_level=arguments.level,
+                timing_cache=str(Path(engines, "detect.timings")),  # most layers are in each engine
+            ),
+        }
+        found: dict[str, Any] = {
+            "network": arguments.network,
+            "side": arguments.side,
+            "image": size,
+            "precision": precision,
+            "level": arguments.level,
+            "gpu": device.name,
+            "tensorrt": f"{library.name} {library.version}",
+            "ways": {},
+            "throughput": [],
+        }
+        camera = (int(size[0]), int(size[1]))
+        ways: dict[str, onnx.ModelProto] = {"numpy": plain}
+        ways["graph, network's size"] = surrounded(plain, layout, None)
+        ways["graph, camera's size"] = surrounded(plain, layout, camera)
+        for name in arguments.alternatives:
+            ways[f"graph, camera's size, {name}"] = surrounded(plain, layout, camera, name)
+        want: Detections | None = None
+        for way, model in ways.items():
+            began = time.perf_counter()
+            is_camera = "camera" in way
+            with Detector(model, **options) as detector:
+                figures: dict[str, Any] = {"open_s": time.perf_counter() - began}
+                found["ways"][way] = figures
+                detector.detect(image)
+                got = detector.detect(image)
+                if want is None:
+                    want = got
+                    found["boxes"] = len(want)
+                    figures["steps"] = by_numpy(detector, image, rounds)
+                else:
+                    figures["same"] = difference(got, want)
+                    figures["steps"] = in_the_graph(detector, image, rounds, camera=is_camera)
+                figures["fallback"] = detector.session.graph_fallback
+                figures["bare"] = bare(detector, rounds)
+                found.setdefault("floor", figures["bare"]["graph"])
+                if way != "numpy":
+                    figures["added"] = added_layers(detector, min(rounds, 50))
+            for contexts in arguments.contexts:
+                with Detector(model, contexts=contexts, **options) as detector:
+                    streams = stream(detector, image, arguments.count, camera=is_camera)
+                    for images, per_s in streams:
+                        row = {"way": way, "contexts": contexts, "images": images, "per_s": per_s}
+                        found["throughput"].append(row)
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(found, indent=1))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

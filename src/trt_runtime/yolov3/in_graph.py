@@ -1,0 +1,368 @@
+"""Preprocessing and decoding as a part of the model: bytes go in, a few boxes come out.
+
+`surround` puts both around a network. What it adds has fixed shapes, so that inferences can be
+captured in CUDA graphs, and is few operators, each of them a kernel of a few microseconds. The
+network's likeliest cells are chosen in the graph and come down as the heads' own numbers, in
+float32: a float16 places a box at pixel 600 within half a pixel only, and TensorRT may compute in
+float16 what it likes. `read_selected` makes boxes of them, as `decode` does of whole heads. With
+``nms=True`` the boxes are made, and suppressed, in the graph.
+
+Everything parses under TensorRT 8.6, which takes uint8 for a network's input only, with a Cast
+right behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ..errors import InputError, ModelError
+from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_of, score
+from .layout import Layout
+from .preprocess import PADDING, Fit, Placement
+
+logger = logging.getLogger("trt_runtime")
+
+#: The input, uint8 (batch, height, width, 3), RGB.
+INPUT = "image"
+#: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
+#: (batch, candidates), counted through the heads as `decode` orders its boxes.
+SELECTED = ("candidates", "cells")
+#: The outputs with ``nms=True``, of n boxes together: float32 (n, 4), left, top, right, bottom in
+#: the network's pixels; float32 (n,); int32 (n,); and int32 (n,), which image each is of.
+SUPPRESSED = ("boxes", "scores", "classes", "images")
+
+#: TensorRT's TopK gives no more.
+_MOST_CANDIDATES = 3840
+#: From here on the operators below have the form that they are used in.
+_OLDEST_OPSET = 13
+
+
+def surround(
+    model: onnx.ModelProto,
+    layout: Layout,
+    *,
+    image: tuple[int, int] | None = None,
+    fit: Fit = "letterbox",
+    candidates: int = 100,
+    nms: bool = False,
+    threshold: float = 0.6,
+    nms_threshold: float = 0.5,
+) -> onnx.ModelProto:
+    """A network with preprocessing before it and decoding behind it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        As `to_onnx` makes it, with a fixed batch. Not changed.
+    layout : Layout
+    image : tuple of int, optional
+        Height and width of the images, which are then resized in the graph. By default they have
+        the network's size.
+    fit : {"letterbox", "stretch"}
+    candidates : int
+        How many cells are looked at: those of the highest objectness. If more of them pass the
+        threshold, boxes are missing, and `read_selected` says so in the log.
+    nms : bool
+        Whether the boxes are made and suppressed in the graph as well. How many there are depends
+        on the image then, which rules CUDA graphs out.
+    threshold, nms_threshold : float
+        For ``nms``, as `Detector`; they become a part of the graph.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Its input is `INPUT`, its outputs `SELECTED`, or `SUPPRESSED` with ``nms``; its metadata is
+        the model's.
+
+    Raises
+    ------
+    InputError
+        The model is not as above, or an argument is out of its range.
+    """
+    lowest_logit(threshold)
+    if not 1 <= candidates <= _MOST_CANDIDATES:
+        raise InputError(f"candidates are from 1 to {_MOST_CANDIDATES}, not {candidates}")
+    count = min(candidates, _count_cells(layout))
+    source, batch = _check(model, layout)
+    network = (layout.height, layout.width)
+    placement = Placement.of(image or network, network, fit)
+
+    graph = _Graph()
+    _preprocess(graph, placement, network, batch, source)
+    numbers, best = _select(graph, layout, batch, count)
+    if nms:
+        outputs = _suppress(graph, layout, numbers, best, threshold, nms_threshold)
+    else:
+        shape = [batch, count, 5 + len(layout.names)]
+        graph.node("Identity", [numbers], SELECTED[0])
+        graph.node("Cast", [best], SELECTED[1], to=TensorProto.INT32)
+        outputs = [
+            helper.make_tensor_value_info(SELECTED[0], TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info(SELECTED[1], TensorProto.INT32, [batch, count]),
+        ]
+    return _joined(model, graph, [batch, *placement.image, 3], source, outputs)
+
+
+def read_selected(
+    outputs: Mapping[str, NDArray[Any]], places: NDArray[np.float32], *, threshold: float = 0.6
+) -> list[Candidates]:
+    """The boxes of each image whose score is at least ``threshold``, as `decode` gives them.
+
+    Parameters
+    ----------
+    outputs : mapping of str to ndarray
+        `SELECTED`.
+    places : ndarray of float32, (boxes, 6)
+        `places_of` the layout.
+    threshold : float
+        From 0 to 1.
+    """
+    least = lowest_logit(threshold)
+    found = []
+    for numbers, cells in zip(*(outputs[name] for name in SELECTED), strict=True):
+        (passing,) = np.nonzero(numbers[:, 4] >= least)
+        if len(passing) == len(numbers) < len(places):
+            logger.warning(
+                "all of the %d candidates pass the threshold, so there may be more, which are "
+                "missing; raise candidates= or the threshold",
+                len(passing),
+            )
+        # They come best first. In the heads' order equal scores fare as they do with `decode`.
+        passing = passing[cells[passing].argsort()]
+        found.append(score(numbers[passing], places[cells[passing]], threshold))
+    return found
+
+
+def read_suppressed(
+    outputs: Mapping[str, NDArray[Any]], batch: int, *, threshold: float = 0
+) -> list[Candidates]:
+    """The boxes of each of ``batch`` images, in no order.
+
+    ``outputs`` are `SUPPRESSED`, and ``threshold`` may be above that of the graph.
+    """
+    boxes, scores, classes, images = (outputs[name] for name in SUPPRESSED)
+    passing = scores >= threshold
+    return [
+        Candidates(boxes[of], scores[of], classes[of].astype(np.intp))
+        for of in (passing & (images == number) for number in range(batch))
+    ]
+
+
+class _Graph:
+    """Nodes and constants that are added; every name is their own."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def node(
+        self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any
+    ) -> str:
+        """Add an operator of one output; its name."""
+        return self.nodes_of(operator, inputs, 1, [output] if output else None, **attributes)[0]
+
+    def nodes_of(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        count: int,
+        outputs: list[str] | None = None,
+        **attributes: Any,
+    ) -> list[str]:
+        """Add an operator of several outputs; their names."""
+        name = f"trt_runtime/{len(self.nodes)}_{operator}"
+        outputs = outputs or [f"{name}_{number}" for number in range(count)]
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
+        return outputs
+
+    def constant(self, values: Any, dtype: type = np.int64) -> str:
+        name = f"trt_runtime/constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def part(self, source: str, start: int, end: int, axis: int = 2) -> str:
+        """``source[..., start:end]``."""
+        ends = [self.constant([number]) for number in (start, end, axis)]
+        return self.node("Slice", [source, *ends])
+
+
+def _check(model: onnx.ModelProto, layout: Layout) -> tuple[str, int]:
+    """The model's input and its batch."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise InputError(f"the model must have one input, the image, and has {len(inputs)}")
+    kind = inputs[0].type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    if kind.elem_type != TensorProto.FLOAT or dims[1:] != [3, layout.height, layout.width]:
+        shape = [dim or "?" for dim in dims]
+        raise InputError(
+            f"the model must take float32 [batch, 3, {layout.height}, {layout.width}]; its input "
+            f"{inputs[0].name!r} is {TensorProto.DataType.Name(kind.elem_type).lower()} {shape}"
+        )
+    if not dims[0]:
+        raise InputError("the model's batch must be fixed to be decoded in the graph, to 1 say")
+    missing = {head.output for head in layout.heads} - {v.name for v in model.graph.output}
+    if missing:
+        raise InputError(f"the model has no output {', '.join(map(repr, sorted(missing)))}")
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets.get("", 0) < _OLDEST_OPSET:
+        raise InputError(
+            f"the model has opset {opsets.get('', 0)}, and {_OLDEST_OPSET} is needed; "
+            "onnx.version_converter.convert_version makes it newer"
+        )
+    return inputs[0].name, dims[0]
+
+
+def _preprocess(
+    graph: _Graph, placement: Placement, network: tuple[int, int], batch: int, target: str
+) -> None:
+    """From bytes, channels last, to what the network takes."""
+    (top, left), (rows, columns) = placement.offset, placement.size
+    border = (top, left, network[0] - rows - top, network[1] - columns - left)
+    pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
+    if placement.image != placement.size:
+        # Before the channels move: what is left to move is a tenth for a 1920x1080 image.
+        pixels = graph.node(
+            "Resize",
+            [pixels, "", "", graph.constant([batch, rows, columns, 3])],
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        )
+    pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
+    scale = graph.constant(1 / 255, np.float32)
+    if any(border):
+        pixels = graph.node("Mul", [pixels, scale])
+        pads = graph.constant([0, 0, *border[:2], 0, 0, *border[2:]])
+        graph.node("Pad", [pixels, pads, graph.constant(PADDING, np.float32)], target)
+    else:
+        graph.node("Mul", [pixels, scale], target)
+
+
+def _select(graph: _Graph, layout: Layout, batch: int, count: int) -> tuple[str, str]:
+    """The numbers of the likeliest cells, (batch, count, 5 + classes), and which cells they are."""
+    sizes = [head.channels * head.grid[0] * head.grid[1] for head in layout.heads]
+    flat = graph.node(
+        "Concat",
+        [
+            graph.node("Reshape", [head.output, graph.constant([batch, size])])
+            for head, size in zip(layout.heads, sizes, strict=True)
+        ],
+        axis=1,
+    )
+    table = _table(layout)
+    objectness = graph.node("Gather", [flat, graph.constant(table[:, 4], np.int32)], axis=1)
+    _, best = graph.nodes_of("TopK", [objectness, graph.constant([count])], 2, axis=1)
+    # Looked up, not computed: one kernel, for as many bytes in the engine as the heads have.
+    where = graph.node("Gather", [graph.constant(table, np.int32), best], axis=0)
+    if batch > 1:
+        starts = np.arange(batch).reshape(-1, 1, 1) * sum(sizes)
+        where = graph.node("Add", [where, graph.constant(starts, np.int32)])
+    every = graph.node("Reshape", [flat, graph.constant([-1])])
+    return graph.node("Gather", [every, where], axis=0), best
+
+
+def _suppress(
+    graph: _Graph,
+    layout: Layout,
+    numbers: str,
+    cells: str,
+    threshold: float,
+    nms_threshold: float,
+) -> list[onnx.ValueInfoProto]:
+    """Boxes, and of those that overlap the best."""
+    classes = len(layout.names)
+    table = graph.constant(places_of(layout), np.float32)
+    places = graph.node("Gather", [table, cells], axis=0)
+    offsets = graph.node("Sigmoid", [graph.part(numbers, 0, 2)])
+    corner = graph.node("Add", [offsets, graph.part(places, 0, 2)])
+    centres = graph.node("Mul", [corner, graph.part(places, 2, 4)])
+    limit = graph.constant(LARGEST_EXPONENT, np.float32)
+    exponents = graph.node("Min", [graph.part(numbers, 2, 4), limit])
+    sides = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
+    halves = graph.node("Mul", [sides, graph.constant(0.5, np.float32)])
+    ends = [graph.node(operator, [centres, halves]) for operator in ("Sub", "Add")]
+    boxes = graph.node("Concat", ends, axis=2)
+
+    likeliest, number = graph.nodes_of(
+        "TopK", [graph.part(numbers, 5, 5 + classes), graph.constant([1])], 2, axis=2
+    )
+    scores = graph.node(
+        "Mul",
+        [
+            graph.node("Sigmoid", [graph.part(numbers, 4, 5)]),
+            graph.node("Sigmoid", [likeliest]),
+        ],
+    )
+    # Each box has a score in its one class, and 0 in all others.
+    is_class = graph.node("Equal", [number, graph.constant(np.arange(classes))])
+    by_class = graph.node("Mul", [scores, graph.node("Cast", [is_class], to=TensorProto.FLOAT)])
+    selected = graph.node(
+        "NonMaxSuppression",
+        [
+            boxes,
+            graph.node("Transpose", [by_class], perm=[0, 2, 1]),
+            graph.constant([_MOST_CANDIDATES]),
+            graph.constant([nms_threshold], np.float32),
+            # A box at the threshold passes; here it would have to be above.
+            graph.constant([np.nextafter(np.float32(threshold), np.float32(-1))], np.float32),
+        ],
+    )
+    which = graph.node("Gather", [selected, graph.constant([0, 2])], axis=1)
+    graph.node("GatherND", [boxes, which], SUPPRESSED[0])
+    one = graph.constant([-1])
+    graph.node("Reshape", [graph.node("GatherND", [scores, which]), one], SUPPRESSED[1])
+    for column, name in ((1, SUPPRESSED[2]), (0, SUPPRESSED[3])):
+        values = graph.node("Gather", [selected, graph.constant(column)], axis=1)
+        graph.node("Cast", [values], name, to=TensorProto.INT32)
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT32)
+    return [
+        helper.make_tensor_value_info(name, kind, ["n", 4] if name == SUPPRESSED[0] else ["n"])
+        for name, kind in zip(SUPPRESSED, kinds, strict=True)
+    ]
+
+
+def _count_cells(layout: Layout) -> int:
+    return sum(len(head.anchors) * head.grid[0] * head.grid[1] for head in layout.heads)
+
+
+def _table(layout: Layout) -> NDArray[np.int32]:
+    """Where each cell's numbers are among those of all heads, (cells, 5 + classes)."""
+    parts, start = [], 0
+    for head in layout.heads:
+        shape = (len(head.anchors), 5 + head.classes, head.grid[0] * head.grid[1])
+        indices = np.arange(start, start + np.prod(shape), dtype=np.int32).reshape(shape)
+        parts.append(indices.transpose(0, 2, 1).reshape(-1, shape[1]))
+        start += indices.size
+    return np.concatenate(parts)
+
+
+def _joined(
+    model: onnx.ModelProto,
+    graph: _Graph,
+    shape: Sequence[int],
+    source: str,
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    """The model with the nodes that make its input before its own, and the others behind."""
+    joined = onnx.ModelProto()
+    joined.CopyFrom(model)
+    first = next(n for n, node in enumerate(graph.nodes) if source in node.output) + 1
+    nodes = [*graph.nodes[:first], *joined.graph.node, *graph.nodes[first:]]
+    del joined.graph.node[:], joined.graph.input[:], joined.graph.output[:]
+    joined.graph.node.extend(nodes)
+    joined.graph.initializer.extend(graph.constants)
+    joined.graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape))
+    joined.graph.output.extend(outputs)
+    try:
+        onnx.checker.check_model(joined)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"the model cannot be surrounded: {error}") from error
+    return joined

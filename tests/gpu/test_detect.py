@@ -1,0 +1,124 @@
+"""Detection on a GPU: the same boxes as on the host, however they come about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trt_runtime import BuildConfig, Device
+from trt_runtime.yolov3 import Detections, Detector
+
+from ..yolov3 import small
+
+pytestmark = pytest.mark.gpu
+
+IMAGES = [small.image(seed=seed) for seed in range(6)]
+FP32 = BuildConfig(precision="fp32", optimization_level=0)
+FP16 = BuildConfig(precision="fp16", optimization_level=0)
+OPTIONS: dict[str, Any] = {"threshold": 0.4, "nms_threshold": 0.4}
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    with Device("cuda") as device:
+        if not device.platform.tensorrt().has_builder:
+            pytest.skip(f"{device.tensorrt_name} has no builder")
+        yield device
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Detections]:
+    """What the host device finds."""
+    with Detector(small.model(), device="host", cache=False, **OPTIONS) as detector:
+        found = list(detector.detect_many(IMAGES))
+    assert min(map(len, found)) > 5
+    return found
+
+
+def assert_same(got: Detections, want: Detections, tolerance: float = 0.05) -> None:
+    assert [found.name for found in got] == [found.name for found in want]
+    np.testing.assert_allclose(got.scores, want.scores, atol=2e-3)
+    np.testing.assert_allclose(got.boxes, want.boxes, atol=tolerance)
+
+
+def matched(got: Detections, want: Detections, score: float, pixels: float) -> int:
+    """How many of ``want`` have one of ``got`` that is nearly the same."""
+    return sum(
+        bool(
+            (
+                (np.abs(got.boxes - box).max(axis=1) <= pixels)
+                & (got.classes == number)
+                & (np.abs(got.scores - sure) <= score)
+            ).any()
+        )
+        for box, number, sure in zip(want.boxes, want.classes, want.scores, strict=True)
+    )
+
+
+def test_the_boxes_are_the_hosts(gpu: Device, expected: list[Detections]) -> None:
+    with Detector(small.model(), device=gpu, config=FP32, **OPTIONS) as detector:
+        for got, want in zip(detector.detect_many(IMAGES), expected, strict=True):
+            assert_same(got, want)
+        assert_same(detector.detect(IMAGES[0]), expected[0])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("in_graph", [True, "nms"])
+def test_the_graphs_boxes_are_the_hosts(
+    gpu: Device, expected: list[Detections], in_graph: Any, batch: int
+) -> None:
+    with Detector(
+        small.model(batch),
+        in_graph=in_graph,
+        image_size=(60, 100),
+        candidates=300,
+        device=gpu,
+        config=FP32,
+        **OPTIONS,
+    ) as detector:
+        for _ in range(3):
+            for got, want in zip(detector.detect_many(IMAGES), expected, strict=True):
+                assert_same(got, want)
+        if in_graph is True:
+            assert detector.session.graph_fallback is None
+
+
+def test_an_image_in_page_locked_memory_is_searched_where_it_is(
+    gpu: Device, expected: list[Detections]
+) -> None:
+    with Detector(
+        small.model(),
+        in_graph=True,
+        image_size=(60, 100),
+        candidates=300,
+        device=gpu,
+        config=FP32,
+        **OPTIONS,
+    ) as detector:
+        buffer = detector.session.input_buffers()["image"]
+        for image, want in zip(IMAGES, expected, strict=True):
+            buffer[0] = image
+            assert_same(detector.detect(buffer[0]), want)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_float16_moves_boxes_by_a_fraction_of_a_pixel(
+    gpu: Device, expected: list[Detections], in_graph: bool
+) -> None:
+    with Detector(
+        small.model(),
+        in_graph=in_graph,
+        image_size=(60, 100) if in_graph else None,
+        candidates=300,
+        device=gpu,
+        config=FP16,
+        **OPTIONS,
+    ) as detector:
+        found = list(detector.detect_many(IMAGES))
+    total = sum(map(len, expected))
+    same = sum(matched(*both, 0.05, 0.5) for both in zip(found, expected, strict=True))
+    # A few are at the threshold, or of two that overlap the other one wins.
+    assert same >= 0.9 * total, (same, total)

@@ -1,0 +1,308 @@
+"""Preprocessing and decoding in the graph: the same boxes as NumPy's, by onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from trt_runtime import InputError
+from trt_runtime.yolov3 import Layout, surround
+from trt_runtime.yolov3.decode import Candidates, decode, places_of
+from trt_runtime.yolov3.in_graph import INPUT, SELECTED, read_selected, read_suppressed
+from trt_runtime.yolov3.preprocess import Fit, preprocess, resize
+from trt_runtime.yolov3.suppress import suppress
+
+from ..models import make_model, reference
+from . import small
+
+SIZE = (64, 96)
+
+
+def by_numpy(image: np.ndarray, fit: Fit, threshold: float) -> Candidates:
+    seen, _ = preprocess(image, SIZE, fit=fit)
+    heads = reference(small.model(), {"000_net": seen[None]})
+    (candidates,) = decode(heads, small.layout(), threshold=threshold)
+    return candidates
+
+
+def assert_same(got: Candidates, want: Candidates, tolerance: float = 0.01) -> None:
+    """The same boxes in the same order, within ``tolerance`` of a pixel of the network's."""
+    assert len(got.scores) == len(want.scores)
+    np.testing.assert_array_equal(got.classes, want.classes)
+    np.testing.assert_allclose(got.scores, want.scores, atol=1e-4)
+    np.testing.assert_allclose(got.boxes, want.boxes, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def places() -> np.ndarray:
+    return places_of(small.layout())
+
+
+# The whole ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+@pytest.mark.parametrize("image", [(60, 100), (33, 47), (216, 384), (200, 61), (64, 96)])
+def test_images_that_the_graph_resizes_give_the_same_boxes(
+    fit: Fit, image: tuple[int, int], places: np.ndarray
+) -> None:
+    graph = surround(small.model(), small.layout(), image=image, fit=fit, candidates=300)
+    pixels = small.image(*image)
+    (got,) = read_selected(reference(graph, {INPUT: pixels[None]}), places, threshold=0.3)
+    want = by_numpy(pixels, fit, 0.3)
+    assert len(want.scores) > 5
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_images_of_the_networks_size_give_the_same_boxes(fit: Fit, places: np.ndarray) -> None:
+    graph = surround(small.model(), small.layout(), fit=fit, candidates=300)
+    pixels, _ = resize(small.image(200, 300), SIZE, fit=fit)
+    (got,) = read_selected(reference(graph, {INPUT: pixels[None]}), places, threshold=0.3)
+    assert_same(got, by_numpy(pixels, fit, 0.3))
+
+
+def test_rounding_to_bytes_on_the_way_moves_a_box_by_a_fraction_of_a_pixel(
+    places: np.ndarray,
+) -> None:
+    graph = surround(small.model(), small.layout(), candidates=300)
+    image = small.image(200, 300)
+    outputs = reference(graph, {INPUT: resize(image, SIZE)[0][None]})
+    (got,) = read_selected(outputs, places, threshold=0.3)
+    want = by_numpy(image, "letterbox", 0.3)
+    assert len(got.scores) == len(want.scores)
+    np.testing.assert_allclose(got.boxes, want.boxes, atol=0.25)
+
+
+def test_a_batch_is_decoded_image_by_image(places: np.ndarray) -> None:
+    graph = surround(small.model(3), small.layout(), image=(60, 100), candidates=300)
+    images = np.stack([small.image(seed=seed) for seed in range(3)])
+    found = read_selected(reference(graph, {INPUT: images}), places, threshold=0.3)
+    assert len({len(candidates.scores) for candidates in found}) > 1
+    for image, got in zip(images, found, strict=True):
+        assert_same(got, by_numpy(image, "letterbox", 0.3))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
+    graph = surround(
+        small.model(batch),
+        small.layout(),
+        image=(60, 100),
+        candidates=300,
+        nms=True,
+        threshold=0.3,
+        nms_threshold=0.4,
+    )
+    images = np.stack([small.image(seed=seed) for seed in range(batch)])
+    found = read_suppressed(reference(graph, {INPUT: images}), batch)
+    assert len(found) == batch
+    for image, got in zip(images, found, strict=True):
+        every = by_numpy(image, "letterbox", 0.3)
+        best = suppress(*every, 0.4)
+        assert 0 < len(best) < len(every.scores)
+        order = np.argsort(-got.scores, kind="stable")
+        assert_same(
+            Candidates(*(array[order] for array in got)),
+            Candidates(*(array[best] for array in every)),
+        )
+
+
+# Choosing ----------------------------------------------------------------------------------------
+
+
+@cache
+def heads_alone() -> onnx.ModelProto:
+    """A network that gives three numbers of the image's and zeros as its heads."""
+    layout = small.layout()
+    sizes = [head.channels * head.grid[0] * head.grid[1] for head in layout.heads]
+    nodes = [
+        onnx.helper.make_node("Slice", ["pixels", "start", "end", "axis"], ["one"]),
+        onnx.helper.make_node("Mul", ["one", "zero"], ["nothing"]),
+    ]
+    constants = {
+        "start": np.array([0]),
+        "end": np.array([1]),
+        "axis": np.array([1]),
+        "zero": np.zeros(1, np.float32),
+        "flat": np.array([1, -1]),
+    }
+    nodes.insert(0, onnx.helper.make_node("Reshape", ["000_net", "flat"], ["pixels"]))
+    outputs = {}
+    rng = np.random.default_rng(0)
+    for head, size in zip(layout.heads, sizes, strict=True):
+        name, shape = head.output, [1, head.channels, *head.grid]
+        constants[f"numbers_{name}"] = (
+            rng.standard_normal(size).astype(np.float32).reshape(shape) * 3
+        )
+        constants[f"shape_{name}"] = np.array([1, 1, 1, 1])
+        nodes.append(
+            onnx.helper.make_node("Reshape", ["nothing", f"shape_{name}"], [f"none_{name}"])
+        )
+        nodes.append(onnx.helper.make_node("Add", [f"numbers_{name}", f"none_{name}"], [name]))
+        outputs[name] = (TensorProto.FLOAT, shape)
+    return make_model(nodes, {"000_net": (TensorProto.FLOAT, [1, 3, *SIZE])}, outputs, constants)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 3840])
+def test_the_cells_of_the_highest_objectness_are_chosen(count: int) -> None:
+    graph = surround(heads_alone(), small.layout(), candidates=count)
+    outputs = reference(graph, {INPUT: np.zeros((1, *SIZE, 3), np.uint8)})
+    heads = reference(heads_alone(), {"000_net": np.zeros((1, 3, *SIZE), np.float32)})
+    rows = np.concatenate(
+        [
+            heads[head.output].reshape(2, 8, -1).transpose(0, 2, 1).reshape(-1, 8)
+            for head in small.layout().heads
+        ]
+    )
+    best = np.argsort(-rows[:, 4], kind="stable")[:count]
+    np.testing.assert_array_equal(outputs["cells"][0], best)
+    np.testing.assert_array_equal(outputs["candidates"][0], rows[best])
+    assert outputs["cells"].dtype == np.int32
+    assert outputs["candidates"].shape == (1, min(count, len(rows)), 8)
+
+
+@given(st.floats(0, 1), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_what_was_selected_is_decoded_as_whole_heads_are(threshold: float, seed: int) -> None:
+    layout = small.layout()
+    rng = np.random.default_rng(seed)
+    heads = {
+        head.output: rng.standard_normal((1, head.channels, *head.grid), np.float32) * 2
+        for head in layout.heads
+    }
+    rows = np.concatenate(
+        [
+            heads[head.output].reshape(2, 8, -1).transpose(0, 2, 1).reshape(-1, 8)
+            for head in layout.heads
+        ]
+    )
+    best = np.argsort(-rows[:, 4])
+    outputs = {"candidates": rows[best][None], "cells": best[None].astype(np.int32)}
+    (got,) = read_selected(outputs, places_of(layout), threshold=threshold)
+    (want,) = decode(heads, layout, threshold=threshold)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_too_few_candidates_are_reported(
+    places: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = {
+        "candidates": np.full((1, 4, 8), 5, np.float32),
+        "cells": np.array([[3, 0, 2, 1]], np.int32),
+    }
+    with caplog.at_level(logging.WARNING, "trt_runtime"):
+        read_selected(outputs, places, threshold=0.5)
+    assert "all of the 4 candidates" in caplog.text
+    caplog.clear()
+    outputs["candidates"][0, 3, 4] = -5
+    read_selected(outputs, places, threshold=0.5)
+    assert not caplog.text
+
+
+# The model ---------------------------------------------------------------------------------------
+
+
+def test_the_model_is_not_changed_and_its_metadata_goes_along() -> None:
+    model = small.model()
+    before = model.SerializeToString()
+    graph = surround(model, small.layout(), image=(60, 100))
+    assert model.SerializeToString() == before
+    assert Layout.from_onnx(graph) == small.layout()
+    (given_input,) = graph.graph.input
+    assert given_input.name == INPUT
+    assert given_input.type.tensor_type.elem_type == TensorProto.UINT8
+    assert [output.name for output in graph.graph.output] == list(SELECTED)
+
+
+def test_every_shape_is_fixed_without_suppression() -> None:
+    graph = surround(small.model(), small.layout(), image=(60, 100))
+    inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
+    known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in inferred.graph.node:
+        for name in node.output:
+            dims = known[name].type.tensor_type.shape.dim
+            assert all(dim.HasField("dim_value") for dim in dims), name
+
+
+def test_bytes_are_cast_first_as_tensorrt_8_asks_for() -> None:
+    for image in (None, (60, 100)):
+        graph = surround(small.model(), small.layout(), image=image).graph
+        readers = [node.op_type for node in graph.node if INPUT in node.input]
+        assert readers == ["Cast"]
+
+
+@pytest.mark.parametrize("options", [{}, {"image": (1080, 1920)}])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_tensorrt_builds_it(options: dict[str, tuple[int, int]], batch: int) -> None:
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    graph = surround(small.model(batch), small.layout(), **options)
+    parsed = parser.parse(graph.SerializeToString())
+    assert parsed, [parser.get_error(n).desc() for n in range(parser.num_errors)]
+    assert builder.build_serialized_network(network, builder.create_builder_config()) is not None
+
+
+def test_tensorrt_parses_suppression() -> None:
+    """TensorRT for RTX parses it, and has nothing to run it with."""
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    network = tensorrt.Builder(logger).create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    graph = surround(small.model(2), small.layout(), image=(60, 100), nms=True)
+    assert parser.parse(graph.SerializeToString())
+    assert [network.get_output(n).shape for n in range(4)] == [(-1, 4), (-1,), (-1,), (-1,)]
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"candidates": 0}, "from 1 to 3840, not 0"),
+        ({"candidates": 3841}, "from 1 to 3840"),
+        ({"fit": "crop"}, "'crop'"),
+        ({"image": (0, 5)}, "no pixels"),
+        ({"threshold": 2}, "from 0 to 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        surround(small.model(), small.layout(), **options)  # type: ignore[arg-type]
+
+
+def changed(change: object) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(small.model())
+    change(model)  # type: ignore[operator]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: small.model("images"), "batch must be fixed"),
+        (lambda: surround(small.model(), small.layout()), r"takes? .*uint8 \[1, 64, 96, 3\]"),
+        (lambda: changed(lambda m: m.graph.output.pop()), "no output '00"),
+        (lambda: changed(lambda m: setattr(m.opset_import[0], "version", 11)), "opset 11"),
+        (
+            lambda: changed(lambda m: m.graph.input.append(m.graph.output[0])),
+            "one input, the image, and has 2",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_surrounded_is_refused(model: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        surround(model(), small.layout())  # type: ignore[operator]
