@@ -307,7 +307,8 @@ def test_the_generated_yolov3_is_yolov3(host: Device) -> None:
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
     # yolov3.weights of Darknet has 62,001,757; batch normalisation is folded into biases here.
     assert convolutions == 75
-    assert weights - 4 == 62_001_757 - 3 * 26_304
+    scales = 2 * 4  # of the two upsampling layers
+    assert weights - scales == 62_001_757 - 3 * 26_304
     profile = Profile({"000_net": (2, 3, 64, 64)})
     with session_of(host, Case("yolov3", model, (), (profile,))) as session:
         image = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
@@ -323,8 +324,10 @@ def test_the_generated_yolov3_is_yolov3(host: Device) -> None:
 
 
 def test_the_summary_compares_with_the_floor_and_with_loops_by_hand(tmp_path: Path) -> None:
-    def entry(group: str, way: str, contexts: int, inferences: int, median: float) -> Any:
-        told = {"model": "m", "way": way, "contexts": contexts, "batch": 2}
+    def entry(
+        group: str, way: str, contexts: int, inferences: int, median: float, **beside: float
+    ) -> Any:
+        told = {"model": "m", "way": way, "contexts": contexts, "batch": 2, "beside": beside}
         return {
             "group": group,
             "extra_info": {**told, "inferences": inferences},
@@ -334,22 +337,29 @@ def test_the_summary_compares_with_the_floor_and_with_loops_by_hand(tmp_path: Pa
     content = {
         "machine_info": {"python_version": "3.10", "gpu": "a GPU", "optimization_level": 1},
         "benchmarks": [
-            entry("latency", summarize.FLOOR, 1, 1, 0.001),
-            entry("latency", "infer", 1, 1, 0.00125),
+            entry("latency", summarize.FLOOR, 1, 1, 0.001, **{summarize.FLOOR: 0.001}),
+            entry("latency", "infer", 1, 1, 0.003, **{summarize.FLOOR: 0.002}),
             entry("throughput", summarize.COMPUTE, 1, 100, 0.1),
             entry("throughput", summarize.IN_TURNS, 2, 100, 0.08),
-            entry("throughput", summarize.MANY, 1, 100, 0.125),
-            entry("throughput", summarize.MANY, 2, 100, 0.1),
+            entry(
+                "throughput",
+                summarize.MANY,
+                1,
+                100,
+                0.125,
+                **{summarize.COMPUTE: 0.15, summarize.IN_TURNS: 0.25},
+            ),
+            entry("throughput", summarize.MANY, 2, 100, 0.1, **{summarize.IN_TURNS: 0.09}),
         ],
     }
     path = tmp_path / "run.json"
     path.write_text(json.dumps(content))
     summarize.main(str(path), str(tmp_path / "results"))
     text = (tmp_path / "results" / "run.md").read_text()
-    assert "| infer | 1.2500 | 1.2500 | 1.250 | 250.0 |" in text
+    assert "| infer | 1.500 | 1000.0 | 3.0000 | 2.0000 | 3.0000 |" in text
     assert "| infer_many, input page-locked | 1,600 | 2,000 |" in text
-    assert "one context, to `raw graphs, compute alone`: 0.800" in text
-    assert "to the best `raw graphs in turns`: 0.800; 2: 0.800." in text
+    assert "one context, to `raw graphs, compute alone` beside it: 1.200" in text
+    assert "to the best `raw graphs in turns` beside it: 0.900; 1: 2.000, 2: 0.900." in text
     for name in ("run-m-latency.svg", "run-m-throughput.svg"):
         assert name in text
         assert (tmp_path / "results" / name).read_text().startswith("<svg")
