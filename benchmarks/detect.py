@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,57 @@ def sparse(network: Network, image: np.ndarray) -> onnx.ModelProto:
     return to_onnx(network, Weights(layers))
 
 
-def measure(call: Callable[[], object], rounds: int) -> Milliseconds:
-    for _ in range(max(3, rounds // 10)):
-        call()
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - began) / 1e6)
-    return {
-        "median": statistics.median(times),
-        "minimum": min(times),
-        "p90": sorted(times)[int(0.9 * len(times))],
-    }
+class Clock:
+    """Times calls, and F before each of them: a GPU's clock changes within seconds.
+
+    F is of the plain network; until `plain` has its engine there is none.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self._floor: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def plain(self, detector: Detector) -> Iterator[None]:
+        """Within it, F is of this detector's engine."""
+        with lane_of(detector) as lane:
+            self._floor = lane.floor
+            yield
+
+    def measure(self, call: Callable[[], object]) -> Milliseconds:
+        for _ in range(max(3, self.rounds // 10)):
+            call()
+        times, floors = [], []
+        for _ in range(self.rounds):
+            floors.append(_milliseconds(self._floor))
+            times.append(_milliseconds(call))
+        return {
+            "median": statistics.median(times),
+            "minimum": min(times),
+            "p90": sorted(times)[int(0.9 * len(times))],
+            "floor": statistics.median(floors),
+        }
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - began) / 1e6
+
+
+@contextmanager
+def lane_of(detector: Detector) -> Iterator[Lane]:
+    """The detector's engine in a loop by hand."""
+    device = detector.session.device
+    raw = RawEngine(
+        _driver_api(device), device.platform.tensorrt().module, detector.session.engine.serialize()
+    )
+    with ExitStack() as stack:
+        stack.callback(raw.close)
+        lane = Lane(raw, {})
+        stack.callback(lane.close)
+        lane.inputs[0].array[...] = 0
+        yield lane
 
 
 def images_per_second(detector: Detector, images: Sequence[np.ndarray], count: int) -> float:
@@ -118,26 +156,15 @@ def images_per_second(detector: Detector, images: Sequence[np.ndarray], count: i
     return count / min(seconds)
 
 
-def bare(detector: Detector, rounds: int) -> dict[str, Milliseconds]:
+def bare(detector: Detector, clock: Clock) -> dict[str, Milliseconds]:
     """The detector's engine in a loop by hand: as one graph, and without the copies."""
-    device = detector.session.device
-    raw = RawEngine(
-        _driver_api(device), device.platform.tensorrt().module, detector.session.engine.serialize()
-    )
-    try:
-        lane = Lane(raw, {})
-        try:
-            lane.inputs[0].array[...] = 0
+    with lane_of(detector) as lane:
 
-            def compute() -> None:
-                lane.cu.cuGraphLaunch(lane.compute, lane.stream)
-                lane.wait()
+        def compute() -> None:
+            lane.cu.cuGraphLaunch(lane.compute, lane.stream)
+            lane.wait()
 
-            return {"graph": measure(lane.floor, rounds), "compute": measure(compute, rounds)}
-        finally:
-            lane.close()
-    finally:
-        raw.close()
+        return {"graph": clock.measure(lane.floor), "compute": clock.measure(compute)}
 
 
 def difference(got: Detections, want: Detections) -> dict[str, Any]:
@@ -264,7 +291,7 @@ def surrounded(
 # Ways to detect ----------------------------------------------------------------------------------
 
 
-def by_numpy(detector: Detector, image: np.ndarray, rounds: int) -> dict[str, Milliseconds]:
+def by_numpy(detector: Detector, image: np.ndarray, clock: Clock) -> dict[str, Milliseconds]:
     layout, session = detector.layout, detector.session
     buffer = session.input_buffers()[session.inputs[0].name]
     size = (layout.height, layout.width)
@@ -276,30 +303,30 @@ def by_numpy(detector: Detector, image: np.ndarray, rounds: int) -> dict[str, Mi
         return detector._choose(candidates, placement)
 
     return {
-        "whole, ordinary array": measure(lambda: detector.detect(image), rounds),
-        "pre": measure(lambda: preprocess(image, size, out=buffer[0]), rounds),
-        "infer": measure(lambda: session.infer(buffer), rounds),
-        "post": measure(after, rounds),
+        "whole, ordinary array": clock.measure(lambda: detector.detect(image)),
+        "pre": clock.measure(lambda: preprocess(image, size, out=buffer[0])),
+        "infer": clock.measure(lambda: session.infer(buffer)),
+        "post": clock.measure(after),
     }
 
 
 def in_the_graph(
-    detector: Detector, image: np.ndarray, rounds: int, *, camera: bool
+    detector: Detector, image: np.ndarray, clock: Clock, *, camera: bool
 ) -> dict[str, Milliseconds]:
     session, layout = detector.session, detector.layout
     buffer = session.input_buffers()[in_graph.INPUT]
-    figures = {"whole, ordinary array": measure(lambda: detector.detect(image), rounds)}
+    figures = {"whole, ordinary array": clock.measure(lambda: detector.detect(image))}
     if camera:
         buffer[0] = image
     else:
         size = (layout.height, layout.width)
-        figures["pre"] = measure(lambda: resize(image, size, out=buffer[0]), rounds)
+        figures["pre"] = clock.measure(lambda: resize(image, size, out=buffer[0]))
     # Written beforehand, as by a camera's driver or a decoder, into page-locked memory.
-    figures["whole, page-locked"] = measure(lambda: detector.detect(buffer[0]), rounds)
+    figures["whole, page-locked"] = clock.measure(lambda: detector.detect(buffer[0]))
     outputs = session.infer(buffer)
     group = detector._prepare([buffer[0]], [])  # type: ignore[arg-type]
-    figures["infer"] = measure(lambda: session.infer(buffer), rounds)
-    figures["post"] = measure(lambda: detector._interpret(group, outputs), rounds)
+    figures["infer"] = clock.measure(lambda: session.infer(buffer))
+    figures["post"] = clock.measure(lambda: detector._interpret(group, outputs))
     return figures
 
 
@@ -316,7 +343,9 @@ def stream(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    floor = found["floor"]["median"]
+    floor = statistics.median(
+        ms["floor"] for figures in found["ways"].values() for ms in figures["steps"].values()
+    )
     lines = [
         f"{found['network']} {found['side']}x{found['side']}, {found['precision']}, optimisation "
         f"level {found['level']}; {found['gpu']}, {found['tensorrt']}; image {found['image'][1]}x"
@@ -329,7 +358,7 @@ def table(found: Mapping[str, Any]) -> str:
         for step, ms in {**figures["steps"], **figures.get("bare", {})}.items():
             lines.append(
                 f"| {way} | {step} | {ms['median']:.3f} | {ms['minimum']:.3f} | "
-                f"{ms['median'] / floor:.2f} |"
+                f"{ms['median'] / ms['floor']:.3f} |"
             )
     lines += ["", "| way | contexts | images | images per second |", "|---|---|---|---|"]
     for row in found["throughput"]:
@@ -400,6 +429,9 @@ def main() -> None:
         for name in arguments.alternatives:
             ways[f"graph, camera's size, {name}"] = surrounded(plain, layout, camera, name)
         want: Detections | None = None
+        clock = Clock(rounds)
+        plain_detector = stack.enter_context(Detector(plain, **options))
+        stack.enter_context(clock.plain(plain_detector))
         for way, model in ways.items():
             began = time.perf_counter()
             is_camera = "camera" in way
@@ -411,13 +443,12 @@ def main() -> None:
                 if want is None:
                     want = got
                     found["boxes"] = len(want)
-                    figures["steps"] = by_numpy(detector, image, rounds)
+                    figures["steps"] = by_numpy(detector, image, clock)
                 else:
                     figures["same"] = difference(got, want)
-                    figures["steps"] = in_the_graph(detector, image, rounds, camera=is_camera)
+                    figures["steps"] = in_the_graph(detector, image, clock, camera=is_camera)
                 figures["fallback"] = detector.session.graph_fallback
-                figures["bare"] = bare(detector, rounds)
-                found.setdefault("floor", figures["bare"]["graph"])
+                figures["bare"] = bare(detector, clock)
                 if way != "numpy":
                     figures["added"] = added_layers(detector, min(rounds, 50))
             for contexts in arguments.contexts:

@@ -14,6 +14,7 @@ from trt_runtime.platform import HostPlatform
 _CALLS = {
     "cuDevicePrimaryCtxRetain": "retain_primary_context",
     "cuDevicePrimaryCtxRelease": "release_primary_context",
+    "cuCtxGetCurrent": "current_context",
     "cuCtxSetCurrent": "set_current_context",
     "cuMemAlloc": "mem_alloc",
     "cuMemFree": "mem_free",

@@ -44,6 +44,7 @@ class RawEngine:
 
     def __init__(self, cu: Any, trt: Any, plan: bytes) -> None:
         must(cu.cuInit(0))
+        self.before = must(cu.cuCtxGetCurrent())
         must(cu.cuCtxSetCurrent(must(cu.cuDevicePrimaryCtxRetain(must(cu.cuDeviceGet(0))))))
         self.cu, self.trt = cu, trt
 
@@ -62,7 +63,7 @@ class RawEngine:
 
     def close(self) -> None:
         del self.engine, self.runtime, self.logger
-        must(self.cu.cuCtxSetCurrent(0))
+        must(self.cu.cuCtxSetCurrent(self.before))
         must(self.cu.cuDevicePrimaryCtxRelease(must(self.cu.cuDeviceGet(0))))
 
 
