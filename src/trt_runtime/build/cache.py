@@ -20,7 +20,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import platformdirs
 from filelock import Timeout
 
 from ..device import Device, _callers_level, borrow_or_open
@@ -598,4 +597,8 @@ class EngineCache:
 def default_directory() -> Path:
     """Where engines are kept unless somebody says otherwise."""
     chosen = os.environ.get("TRT_RUNTIME_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("trt_runtime")) / "engines"
+    if chosen:
+        return Path(chosen)
+    import platformdirs  # only here is it needed
+
+    return Path(platformdirs.user_cache_dir("trt_runtime")) / "engines"

@@ -13,6 +13,8 @@ import typer
 from trt_runtime.cli import bench as bench_command
 from trt_runtime.cli import build as build_command
 from trt_runtime.cli import cache as cache_command
+from trt_runtime.cli import demo as demo_command
+from trt_runtime.cli import detect as detect_command
 from trt_runtime.cli import doctor as doctor_command
 from trt_runtime.cli import inspect as inspect_command
 from trt_runtime.cli import profile as profile_command
@@ -48,6 +50,10 @@ def _trt_runtime(
     """Build, run and look into ONNX models and TensorRT engines."""
 
 
+app.command(help=help_of(demo_command.demo), epilog=demo_command.EXAMPLES)(demo_command.demo)
+app.command(help=help_of(detect_command.detect), epilog=detect_command.EXAMPLES)(
+    detect_command.detect
+)
 app.command(help=help_of(build_command.build), epilog=build_command.EXAMPLES)(build_command.build)
 app.command(help=help_of(run_command.run), epilog=run_command.EXAMPLES)(run_command.run)
 app.command(help=help_of(bench_command.bench), epilog=bench_command.EXAMPLES)(bench_command.bench)

@@ -29,6 +29,11 @@ _NUMBERS = frozenset({"size", "min", "max", "mean", "count", "memory", "max abs"
     "p99",
     "ms",
     "share",
+    "score",
+    "left",
+    "top",
+    "right",
+    "bottom",
 }
 
 
