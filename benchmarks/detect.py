@@ -405,11 +405,7 @@ def main() -> None:
             "threshold": THRESHOLD,
             "device": device,
             "cache": EngineCache(engines),
-            "config": BuildConfig(
-                precision=precision,
-                optimization_level=arguments.level,
-                timing_cache=str(Path(engines, "detect.timings")),  # most layers are in each engine
-            ),
+            "config": BuildConfig(precision=precision, optimization_level=arguments.level),
         }
         found: dict[str, Any] = {
             "network": arguments.network,
