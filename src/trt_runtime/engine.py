@@ -87,7 +87,7 @@ class Engine(Owned):
     @classmethod
     def load(
         cls,
-        plan: str | os.PathLike[str] | bytes,
+        plan: str | os.PathLike[str] | bytes | bytearray | memoryview,
         *,
         device: Device | str | int | None = None,
         tensorrt: str | None = None,
@@ -98,7 +98,7 @@ class Engine(Owned):
 
         Parameters
         ----------
-        plan : path or bytes
+        plan : path, bytes, bytearray or memoryview
             What `save` wrote or trtexec built. An engine file is code: load only what you trust.
         device : Device, str, int or None
             As `Device`; a `Device` is borrowed, anything else is opened and owned.
@@ -608,8 +608,10 @@ class Engine(Owned):
         return f"{self.name!r} on {self.device} ({inputs} -> {outputs})"
 
 
-def _read_plan(plan: str | os.PathLike[str] | bytes) -> tuple[str, Path | None, bytes]:
-    """A name for the engine, the file that it came from, and the plan itself."""
+def _read_plan(
+    plan: str | os.PathLike[str] | bytes | bytearray | memoryview,
+) -> tuple[str, Path | None, bytes | memoryview]:
+    """A name for the engine, the file that it came from, and the plan itself, not a copy of it."""
     if isinstance(plan, (str, os.PathLike)):
         path = Path(plan)
         try:
@@ -620,10 +622,13 @@ def _read_plan(plan: str | os.PathLike[str] | bytes) -> tuple[str, Path | None, 
             ) from error
     if not isinstance(plan, (bytes, bytearray, memoryview)):
         raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
-    return "engine", None, bytes(plan)
+    if isinstance(plan, bytes):
+        return "engine", None, plan
+    view = memoryview(plan)
+    return "engine", None, view.cast("B") if view.c_contiguous else view.tobytes()
 
 
-def _facts_of_plan(plan: bytes, path: Path | None) -> dict[str, Any]:
+def _facts_of_plan(plan: bytes | memoryview, path: Path | None) -> dict[str, Any]:
     version = plan_version(plan)
     facts: dict[str, Any] = {
         "built_by": None if version is None else ".".join(map(str, version)),

@@ -72,13 +72,17 @@ class TensorRT:
         return self.flavour.builder
 
     def load(
-        self, plan: bytes, *, trust_host_code: bool = False, lean_library: str | None = None
+        self,
+        plan: bytes | memoryview,
+        *,
+        trust_host_code: bool = False,
+        lean_library: str | None = None,
     ) -> PlanEngine:
         """Deserialise a plan; the device's context must be current. See `runtime.PlanEngine`."""
         self.load_plugins()
         return PlanEngine(self, plan, trust_host_code=trust_host_code, lean_library=lean_library)
 
-    def validity(self, plan: bytes) -> tuple[Validity, tuple[str, ...]] | None:
+    def validity(self, plan: bytes | memoryview) -> tuple[Validity, tuple[str, ...]] | None:
         """What the release says of a plan without loading it, or None if it cannot be asked.
 
         The device's context must be current.

@@ -93,21 +93,22 @@ _OTHER_GPU = "different models of devices"
 _LARGEST_AUTOMATIC_BUDGET = 1 << 31
 
 
-def plan_version(plan: bytes) -> tuple[int, int, int, int] | None:
+def plan_version(plan: bytes | memoryview) -> tuple[int, int, int, int] | None:
     """The release that built a plan, read off its header; None if there is no such header.
 
     Bytes 24 to 27 after the magic (read off plans of TensorRT 8.6.0 and RTX 1.7.1).
     """
-    if len(plan) < 28 or not plan.startswith(_VERSIONED_MAGIC):
+    head = bytes(plan[:28])
+    if len(head) < 28 or not head.startswith(_VERSIONED_MAGIC):
         return None
-    major, minor, patch, build = plan[24:28]
+    major, minor, patch, build = head[24:]
     return major, minor, patch, build
 
 
-def plan_generation(plan: bytes) -> int:
+def plan_generation(plan: bytes | memoryview) -> int:
     """The `Flavour.generation` of the release that built a plan; the latest if it is not told."""
     version = plan_version(plan)
-    if version is None or plan.startswith(b"vtrt"):
+    if version is None or plan[:4] == b"vtrt":
         return 11
     return version[0] if version[0] in (8, 10) else 11
 
@@ -117,7 +118,7 @@ def _is_foreign(library: TensorRT, generation: int) -> bool:
     return generation < 10 <= library.flavour.generation
 
 
-def _is_native(library: TensorRT, plan: bytes) -> bool:
+def _is_native(library: TensorRT, plan: bytes | memoryview) -> bool:
     """Whether a plan is of the release that runs it, which then knows all of the engine's calls.
 
     What an older release's engine is asked, it must have known: see `PlanEngine.generation`. Which
@@ -130,7 +131,9 @@ def _is_native(library: TensorRT, plan: bytes) -> bool:
     return version[:2] == tuple(int(part) for part in library.version.split(".")[:2])
 
 
-def plan_validity(library: TensorRT, plan: bytes) -> tuple[Validity, tuple[str, ...]] | None:
+def plan_validity(
+    library: TensorRT, plan: bytes | memoryview
+) -> tuple[Validity, tuple[str, ...]] | None:
     """What TensorRT for RTX says of a plan's header; None from releases without the question."""
     if not hasattr(library.module, "EngineValidity"):
         return None
@@ -193,7 +196,12 @@ class PlanEngine:
     )
 
     def __init__(
-        self, library: TensorRT, plan: bytes, *, trust_host_code: bool, lean_library: str | None
+        self,
+        library: TensorRT,
+        plan: bytes | memoryview,
+        *,
+        trust_host_code: bool,
+        lean_library: str | None,
     ) -> None:
         self._library = library
         self._loader: Any = None  # of a lean runtime that was supplied: outlives what it loaded
@@ -664,7 +672,7 @@ class PlanContext:
             raise EngineError("TensorRT could not enqueue the inference", log_lines=lines)
 
 
-def _refusal(library: TensorRT, plan: bytes, lines: Sequence[str]) -> PlanError:
+def _refusal(library: TensorRT, plan: bytes | memoryview, lines: Sequence[str]) -> PlanError:
     """Why a plan was refused, as far as its first bytes and TensorRT's log tell."""
     head = bytes(plan[:16])
     version = plan_version(plan)
