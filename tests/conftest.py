@@ -15,6 +15,7 @@ from trt_runtime import (
     NoDeviceError,
     NoTensorRTError,
     build_plan,
+    pipeline,
 )
 from trt_runtime.platform import HostPlatform, cuda_platform
 
@@ -59,6 +60,15 @@ def cache_directory(
 ) -> None:
     """Engines are kept for the test alone, and not in the user's cache."""
     monkeypatch.setenv("TRT_RUNTIME_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How long copies take: long by default, as large tensors' do, however small a test's are."""
+    how: str = getattr(request, "param", "long")
+    if how == "long":
+        monkeypatch.setattr(pipeline, "BRIEF_BYTES", -1)
+    return how
 
 
 @pytest.fixture

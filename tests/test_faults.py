@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from trt_runtime import (
     TrtRuntimeError,
     UnsupportedError,
     build_plan,
+    pipeline,
 )
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
@@ -258,6 +260,11 @@ def many_life(platform: HostPlatform) -> None:
         _tell_what_was_overcome(session)
 
 
+def many_brief_life(platform: HostPlatform) -> None:
+    with mock.patch.object(pipeline, "BRIEF_BYTES", 1 << 16):
+        many_life(platform)
+
+
 def async_life(platform: HostPlatform) -> None:
     with Device(platform) as device, Session(plan(static), device=device) as session:
         for _ in range(4):  # one at a time, so that the calls come in the same order every time
@@ -300,6 +307,7 @@ LIVES: tuple[Life, ...] = (
     stripped_life,
     inspect_life,
     many_life,
+    many_brief_life,
     async_life,
     device_results_life,
 )

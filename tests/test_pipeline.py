@@ -49,6 +49,15 @@ from .test_session import Recorder, image
 PATIENCE_SECONDS = 30
 
 
+@pytest.fixture(params=["long", "brief"], autouse=True)
+def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Copies that take long, and copies that are brief, as the tests' small tensors' really are."""
+    how: str = request.param
+    if how == "long":
+        monkeypatch.setattr(pipeline, "BRIEF_BYTES", -1)
+    return how
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
@@ -85,6 +94,7 @@ def address(array: np.ndarray) -> int:
 # Results without a copy -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("copies", ["long"], indirect=True)
 def test_a_result_that_was_dropped_gives_its_memory_to_a_later_one(session: Session) -> None:
     addresses = set()
     for seed in range(10):

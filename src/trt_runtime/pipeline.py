@@ -64,6 +64,9 @@ LENT_BYTES = 256 << 20
 #: driver stages larger ones itself, which is faster than a copy here and the transfer after it
 #: (benchmarks/results: 4.4 MB in 0.33 ms against 0.46 to 0.50 ms on one H200).
 STAGED_BYTES = 256 << 10
+#: What crosses for an inference, up to which its copies are brief: they take the device, and a
+#: copy of the results the host, a few microseconds.
+BRIEF_BYTES = 64 << 10
 #: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
 #: have fewer steps, are faster (benchmarks/results: with six, 1.011 against 1.001 of a loop by
 #: hand; with three, 1.026 against 1.053).
@@ -183,9 +186,10 @@ class Lane:
         #: Whether it runs as the explicit program does, step by step: shapes that depend on the
         #: data, and tensors that TensorRT writes on the host.
         self.plain = any(b.data_dependent or b.spec.location == "host" for b in bindings._outputs)
-        #: Whether its copies are too short for anything to be gained beside them.
+        #: Whether its copies are so short that nothing is gained beside them, and results are
+        #: sooner copied than lent.
         copied = (*bindings._inputs, *bindings._outputs)
-        self.brief = not self.plain and sum(b.nbytes for b in copied) <= STAGED_BYTES
+        self.brief = not self.plain and sum(b.nbytes for b in copied) <= BRIEF_BYTES
         #: The inputs that cross; the values of a shape tensor are the binding set's.
         self._feeds = [
             _Feed(index, binding, binding._device.address)
@@ -521,7 +525,7 @@ class Slot:
                 return flight
             sources = lane.stage(flight)
             if targets != "device":
-                flight.results = self._take_results(lane, targets is None)
+                flight.results = self._take_results(lane, targets is None and not lane.brief)
             if self._last is not track:
                 self._follow(track)
             track.marked = False

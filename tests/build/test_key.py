@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from trt_runtime import BuildConfig, Device, InputError, ModelError, Profile
 from trt_runtime.build import digest as digest_module
 from trt_runtime.build import key as key_module
-from trt_runtime.build.digest import content_digest, file_digest
-from trt_runtime.build.key import EngineKey, differences, engine_key
+from trt_runtime.build.digest import content_digest, file_digest, read_digested
+from trt_runtime.build.key import EngineKey, contents_of, differences, engine_key
+from trt_runtime.build.known import KnownModels
 from trt_runtime.build.model import read_model
+from trt_runtime.build.store import Store
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.host.faults import Faults
 
@@ -65,16 +67,19 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def key(host: Device) -> Any:
+def key(host: Device, tmp_path: Path) -> Any:
     """The key of a model, by default the static one, for the host device."""
+
+    known = KnownModels(Store(tmp_path / "memos"))
 
     def make(
         model: Any = MODEL, config: BuildConfig | None = None, device: Device = host, **more: Any
     ) -> EngineKey:
-        data, path = read_model(model)
+        on_disk = isinstance(model, (str, os.PathLike))
+        contents = known.contents(model) if on_disk else contents_of(read_model(model)[0])
         library = device.platform.tensorrt()
         return engine_key(
-            data, path, config or BuildConfig(), library=library, device=device, **more
+            contents, config or BuildConfig(), library=library, device=device, **more
         )
 
     return make
@@ -190,7 +195,10 @@ def test_a_file_is_hashed_whole_however_large_its_pieces(
     assert content_digest(content) == hashlib.sha256(whole).hexdigest()
     for data in (content, content[:-1], b""):
         (tmp_path / "file").write_bytes(data)
-        assert file_digest(tmp_path / "file") == content_digest(data)
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert file_digest(file) == content_digest(data)
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert read_digested(file) == (data, content_digest(data))
 
 
 # The configuration ------------------------------------------------------------------------

@@ -103,7 +103,12 @@ def asynchronous(session: Session, feeds: Iterable[Feed]) -> Iterator[Feed]:
 
 
 @pytest.mark.parametrize("contexts", [1, 3])
-@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
+@pytest.mark.parametrize(
+    ("graphs", "copies"),
+    [(True, "long"), (True, "brief"), (False, "long")],
+    ids=["graphs", "graphs, brief copies", "no graphs"],
+    indirect=["copies"],
+)
 @pytest.mark.parametrize("way", [one_by_one, overlapped, asynchronous])
 def test_every_way_gives_the_same_bits(
     bench: Bench,
@@ -153,6 +158,7 @@ class Held(NamedTuple):
         return cls(session.device.memory_info()[0], lent, resident, len(gc.get_objects()))
 
 
+@pytest.mark.parametrize("copies", ["long", "brief"], indirect=True)
 def test_nothing_grows_over_a_hundred_thousand_calls(bench: Bench) -> None:
     case = _tiny()
     (feed,) = case.feeds
