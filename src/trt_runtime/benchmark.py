@@ -224,12 +224,6 @@ def benchmark(
     for name, buffer in buffers.items():
         buffer[...] = arrays[name]
 
-    def measure(call: Callable[[], object]) -> Distribution:
-        _repeat(call, warm_up_ms / 1e3)
-        return Distribution.of(_repeat(call, duration_s / 8))
-
-    infer = measure(lambda: session.infer(arrays))
-    infer_page_locked = measure(lambda: session.infer(buffers))
     with ExitStack() as stack:
         context = stack.enter_context(engine.create_execution_context())
         graphs, contexts = _settings(session)
@@ -241,13 +235,19 @@ def benchmark(
             staged.wait()
             stages.append((*staged.stages_ms(), enqueue_ms))
 
-        _repeat(step, warm_up_ms / 1e3)
+        _in_turns([step], warm_up_ms / 1e3)
         stages.clear()
-        _repeat(step, duration_s / 8)
+        _in_turns([step], duration_s / 8)
         h2d, compute, d2h, enqueue = zip(*stages, strict=True)
-        floor = None
-        if staged.refusal is None:
-            floor = _floor(staged, stack, measure)
+        calls: list[Callable[[], object]] = [
+            lambda: session.infer(arrays),
+            lambda: session.infer(buffers),
+            *_floor(staged, stack),
+        ]
+        # In turns, since a GPU's clock changes meanwhile; and all with the context current.
+        with engine.device._primary.current():
+            _in_turns(calls, warm_up_ms / 1e3)
+            infer, infer_page_locked, *floor = _in_turns(calls, duration_s * 3 / 8)
     count, seconds = _throughput(session, buffers, warm_up_ms / 1e3, duration_s / 2)
     return BenchmarkReport(
         model=_short(engine.name),
@@ -262,9 +262,9 @@ def benchmark(
         compute=Distribution.of(compute),
         d2h=Distribution.of(d2h),
         enqueue=Distribution.of(enqueue),
-        infer=infer,
-        infer_page_locked=infer_page_locked,
-        floor=floor,
+        infer=Distribution.of(infer),
+        infer_page_locked=Distribution.of(infer_page_locked),
+        floor=Distribution.of(floor[0]) if floor else None,
         throughput=count / seconds,
         inferences=count,
     )
@@ -277,38 +277,36 @@ def _settings(session: Session) -> tuple[bool, int]:
         return pipeline.graphs, len(pipeline.slots)
 
 
-def _floor(
-    staged: StagedInference,
-    stack: ExitStack,
-    measure: Callable[[Callable[[], object]], Distribution],
-) -> Distribution | None:
-    """F, straight to the driver; None if both copies and the compute are not one graph."""
+def _floor(staged: StagedInference, stack: ExitStack) -> list[Callable[[], object]]:
+    """F, straight to the driver; nothing if both copies and the compute cannot be one graph."""
     context = staged.context
+    if staged.refusal is not None:
+        return []
     try:
         graph = stack.enter_context(CudaGraph(context, staged.bindings, staged.stream))
     except UnsupportedError:
-        return None
+        return []
     driver, stream, executable = context.device._driver, staged.stream.handle, graph._record.handle
 
     def call() -> None:
         driver.graph_launch(executable, stream)
         driver.stream_synchronize(stream)
 
-    with context.device._primary.current():
-        return measure(call)
+    return [call]
 
 
-def _repeat(call: Callable[[], object], seconds: float) -> list[float]:
-    """The milliseconds of each call, for so long, and a few times at least."""
+def _in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """The milliseconds of each call, all in turn, for so long, and a few times at least."""
     clock = time.perf_counter
-    each_ms: list[float] = []
+    each_ms: list[list[float]] = [[] for _ in calls]
     now = clock()
     end = now + seconds
-    while now < end or len(each_ms) < LEAST_CALLS:
-        before = clock()
-        call()
-        now = clock()
-        each_ms.append((now - before) * 1e3)
+    while now < end or len(each_ms[0]) < LEAST_CALLS:
+        for call, milliseconds in zip(calls, each_ms, strict=True):
+            before = clock()
+            call()
+            now = clock()
+            milliseconds.append((now - before) * 1e3)
     return each_ms
 
 
