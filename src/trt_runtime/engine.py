@@ -343,7 +343,7 @@ class Engine(Owned):
     @classmethod
     def check(
         cls,
-        plan: str | os.PathLike[str] | bytes,
+        plan: str | os.PathLike[str] | bytes | bytearray | memoryview,
         *,
         device: Device | str | int | None = None,
         tensorrt: str | None = None,

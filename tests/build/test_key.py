@@ -78,9 +78,7 @@ def key(host: Device, tmp_path: Path) -> Any:
         on_disk = isinstance(model, (str, os.PathLike))
         contents = known.contents(model) if on_disk else contents_of(read_model(model)[0])
         library = device.platform.tensorrt()
-        return engine_key(
-            contents, config or BuildConfig(), library=library, device=device, **more
-        )
+        return engine_key(contents, config or BuildConfig(), library=library, device=device, **more)
 
     return make
 
@@ -184,11 +182,12 @@ def test_missing_external_data_is_an_error_and_no_key(key: Any, external: Path) 
         key(external)
 
 
-@pytest.mark.parametrize("size", [1, 7, 9 * 256, 9 * 256 + 1])
+@pytest.mark.parametrize("size", [1, 7, 256, 1000, 9 * 256, 9 * 256 + 1])
 def test_a_file_is_hashed_whole_however_large_its_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(digest_module, "PIECE_BYTES", size)
+    monkeypatch.setattr(digest_module, "_READ_BYTES", 100)
     content = bytes(range(256)) * 9
     pieces = [content[start : start + size] for start in range(0, len(content), size)]
     whole = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
@@ -199,6 +198,58 @@ def test_a_file_is_hashed_whole_however_large_its_pieces(
             assert file_digest(file) == content_digest(data)
         with open(tmp_path / "file", "rb", buffering=0) as file:
             assert read_digested(file) == (data, content_digest(data))
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what happened to be in memory."""
+    (tmp_path / "file").write_bytes(bytes(1000))
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", 100)
+    monkeypatch.setattr(digest_module, "_size", lambda file: 1001)
+    for read in (file_digest, read_digested):
+        with (
+            open(tmp_path / "file", "rb", buffering=0) as file,
+            pytest.raises(OSError, match="shorter"),
+        ):
+            read(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="read otherwise there")
+def test_a_file_that_is_read_in_short_pieces_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may give less than it is asked for."""
+    content = bytes(range(256)) * 9
+    (tmp_path / "file").write_bytes(content)
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", 100)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: real(fd, [into[0][:7]], at))
+    for read in (file_digest, lambda file: read_digested(file)[1]):
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert read(file) == content_digest(content)
+
+
+def test_where_files_have_one_position_only_each_piece_is_read_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 9
+    (tmp_path / "file").write_bytes(content)
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", 100)
+    monkeypatch.delattr(os, "preadv", raising=False)
+    with open(tmp_path / "file", "rb", buffering=0) as file:
+        assert read_digested(file) == (content, content_digest(content))
+        assert file_digest(file) == content_digest(content)
+
+
+def test_bytes_that_were_digested_cannot_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", 100)
+    for size in (10, 1000):
+        (tmp_path / "file").write_bytes(bytes(size))
+        with open(tmp_path / "file", "rb", buffering=0) as file:
+            assert memoryview(read_digested(file)[0]).readonly
 
 
 # The configuration ------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_runtime import BuildConfig, Device, ModelError, Session, build_plan
-from trt_runtime.build.model import external_files
+from trt_runtime.build.model import external_files, tensors_of
 
 from ..models import assert_matches, make_model, reference, static
 
@@ -187,3 +190,100 @@ def test_a_text_that_only_says_location_is_no_external_data() -> None:
         {"unused": np.zeros(2, np.float32)},
     )
     assert external_files(model.SerializeToString(), None) == ()
+
+
+# Weights are not searched -----------------------------------------------------------------
+
+
+def with_weights(weights: bytes) -> onnx.ModelProto:
+    """The static network with more weights, and a location that leads nowhere in their bytes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(static().model)
+    for number in range(3):
+        tensor = model.graph.initializer.add(name=f"more{number}", data_type=onnx.TensorProto.INT8)
+        tensor.dims.append(len(weights))
+        tensor.raw_data = weights
+    return model
+
+
+def test_a_model_whose_weights_look_like_external_data_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)  # importing it is an error
+    data = with_weights(b"location" * 1024).SerializeToString()
+    assert external_files(data, None) == ()
+    assert external_files(memoryview(data), None) == ()
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_external_data_is_found_wherever_it_is_among_weights(position: int) -> None:
+    model = with_weights(b"location" * 1024)
+    tensors = list(model.graph.initializer)
+    outside = onnx.TensorProto(name="outside", data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="o.bin")
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*tensors[:position], outside, *tensors[position:]])
+    with pytest.raises(ModelError, match="'outside'"):
+        external_files(model.SerializeToString(), None)
+
+
+def test_what_protobuf_skips_hides_no_external_data() -> None:
+    """In a group, unknown to ONNX, lies what looks like weights that reach to the model's end."""
+    model = onnx.ModelProto()
+    outside = model.graph.initializer.add(name="o", data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="o.bin")
+    for filler in range(4):
+        hidden = bytes([100 << 3 & 0x7F | 4 | 0x80, 100 >> 4]) + model.SerializeToString()
+        hidden += b"\x12" + _varint(8192) + bytes(8192)  # a producer_name, to make it large
+        for field in (9, 5, 7):  # raw_data of an initializer of the graph
+            hidden = bytes([field << 3 | 2]) + _varint(len(hidden)) + hidden
+        head = hidden[: hidden.index(b"\xa4\x06")]
+        body = b"\x0a" + bytes([filler + len(head)]) + bytes(filler) + hidden
+        data = b"\xa3\x06" + body
+        assert [t.name for t in tensors_of(onnx.ModelProto.FromString(data))] == ["o"]
+        with pytest.raises(ModelError, match="'o'"):
+            external_files(data, None)
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14])
+
+
+def test_a_model_that_breaks_off_is_no_surprise() -> None:
+    data = with_weights(b"\x4a" * 8192).SerializeToString()
+    for size in (*range(200), *range(len(data) - 200, len(data))):
+        assert external_files(data[:size], None) == ()
+
+
+def test_no_external_tensor_is_overlooked_in_whatever_still_is_a_model() -> None:
+    """Bytes are flipped, and lengths with them, as long as protobuf reads the result."""
+    model = with_weights(b"location" * 1024)
+    tensor = model.graph.node.add(op_type="Constant", output=["c"]).attribute.add(name="value").t
+    tensor.name, tensor.data_location = "c", onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="c.bin")
+    data = model.SerializeToString()
+    heads = [at for at in range(len(data)) if data[max(0, at - 8) : at + 8] not in LOCATIONS]
+    seen = 0
+
+    @settings(max_examples=1000, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from(heads), st.integers(0, 255)), max_size=3))
+    def change(changes: list[tuple[int, int]]) -> None:
+        nonlocal seen
+        other = bytearray(data)
+        for at, value in changes:
+            other[at] = value
+        try:
+            proto = onnx.ModelProto.FromString(bytes(other))
+        except Exception:
+            return
+        outside = [t for t in tensors_of(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+        if any(entry.key == "location" for t in outside for entry in t.external_data):
+            seen += 1
+            with pytest.raises(ModelError):
+                external_files(bytes(other), None)
+
+    change()
+    assert seen > 50
+
+
+LOCATIONS = {(b"location" * 3)[start : start + 16] for start in range(8)}

@@ -20,8 +20,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from filelock import Timeout
-
 from ..device import Device, _callers_level, borrow_or_open
 from ..engine import Engine
 from ..errors import CacheWarning, InputError, PlanError, TrtRuntimeError
@@ -29,7 +27,8 @@ from ..platform.tensorrt import TensorRT, offline_flavour
 from .calibration import Batch, Calibration
 from .config import BuildConfig, Profile
 from .digest import content_digest
-from .key import MODEL_PARTS, Difference, EngineKey, differences, engine_key
+from .key import MODEL_PARTS, Difference, EngineKey, contents_of, differences, engine_key
+from .known import KnownModels
 from .model import read_model
 from .plan import build_reporting, with_profiles
 from .progress import OnProgress, Reporter
@@ -169,6 +168,11 @@ class EngineCache:
     be used, is not this user's alone, or is full makes no difference to the result: there is one
     `CacheWarning` for each cache, and engines are built as if there were none.
 
+    The key is made of what is in the files, and never of their paths or times. Reading a model of
+    hundreds of megabytes takes longer than loading its engine, so what was in a file is noted down
+    beside the engines, and believed as long as the file is certain not to have been written since:
+    see `build.known`. The plan is read and hashed each time.
+
     An engine file is code. What is found in the cache is loaded only if its bytes are those that
     this user wrote there; that is why nobody else may write to the directory.
     """
@@ -181,6 +185,7 @@ class EngineCache:
         self.directory = Path(os.path.abspath(directory or default_directory()))
         self.max_bytes = max_bytes
         self._store = Store(self.directory)
+        self._known = KnownModels(self._store)
         self._warning = threading.Lock()
         self._warned = False
 
@@ -211,7 +216,8 @@ class EngineCache:
 
         Notes
         -----
-        Reads and hashes the model and its external data each time: see `build.key.engine_key`.
+        Reads and hashes the model and its external data, unless they are on a file system that
+        tells of every change, and tells of none since they were last read: see `build.known`.
         """
         with self._wanted(model, config, profiles, calibration, device, tensorrt) as (wanted, then):
             engine = self._load(wanted)
@@ -370,6 +376,7 @@ class EngineCache:
         """Remove every entry and the timing caches; as `prune`, and as safe."""
         removed = self.prune(0)
         if self.unusable() is None:
+            self._store.prune_memos(0)
             for path in self.directory.glob("timing-*.cache"):
                 path.unlink(missing_ok=True)
         return removed
@@ -389,23 +396,23 @@ class EngineCache:
         """What is asked for, and how to close a device opened for it; closed if the body fails."""
         config = with_profiles(config, profiles)
         given = None if calibration is None else Calibration.of(calibration)
-        data, path = read_model(model)
+        file = Path(model) if isinstance(model, (str, os.PathLike)) else None
+        if file is None:
+            model, _ = read_model(model)  # the bytes that are hashed are the bytes that are built
+            contents = contents_of(model)
+        else:  # read for a build, and only then
+            contents = self._known.contents(file)
         with ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
             flavour = offline_flavour(tensorrt, bool(config.compute_capabilities)) or tensorrt
             library = opened.platform.tensorrt(flavour)
             key = engine_key(
-                data,
-                path,
+                contents,
                 config,
                 library=library,
                 device=opened,
                 calibration=None if given is None else given.digest,
             )
-            file = Path(path) if path is not None else None
-            if file is None:
-                model = data  # the bytes that were hashed are the bytes that are built
-            del data  # a path is read again, and only if there is something to build
             wanted = _Wanted(
                 model=model,
                 name=file.stem if file is not None else "engine",
@@ -450,7 +457,9 @@ class EngineCache:
             logger.warning("cache entry %s is built again: %s", key[:12], reason)
         return None
 
-    def _open(self, wanted: _Wanted, plan: bytes, reporter: Reporter | None = None) -> Engine:
+    def _open(
+        self, wanted: _Wanted, plan: bytes | memoryview, reporter: Reporter | None = None
+    ) -> Engine:
         """Load a plan of ours, telling ``reporter`` about it if it was just built."""
         wanted.library.load_plugins([os.fspath(path) for path in wanted.config.plugin_libraries])
         with ExitStack() as stack:
@@ -474,7 +483,7 @@ class EngineCache:
             "model_digest": wanted.key.parts["model"],
         }
         if wanted.config.version_compatible:
-            engine._plan = plan  # TensorRT cannot serialise such an engine again
+            engine._plan = bytes(plan)  # TensorRT cannot serialise such an engine again
         return engine
 
     def _build(self, wanted: _Wanted, reporter: Reporter) -> Engine:
@@ -503,6 +512,8 @@ class EngineCache:
 
     def _acquire(self, wanted: _Wanted) -> AbstractContextManager[Any]:
         """The entry's lock, taken; says so if that means waiting."""
+        from filelock import Timeout  # see `Store.lock`
+
         lock = self._store.lock(wanted.digest)
         try:
             return lock.acquire(timeout=0)
@@ -558,12 +569,12 @@ class EngineCache:
         return True
 
     def _key_of_files_now(self, wanted: _Wanted) -> EngineKey | None:
-        """The key once more: TensorRT reads external data and plugins itself, and later."""
+        """The key once more, from the files: TensorRT reads some itself, and later."""
         try:
-            data, path = read_model(wanted.model)
             return engine_key(
-                data,
-                path,
+                contents_of(wanted.model)
+                if isinstance(wanted.model, bytes)
+                else self._known.contents_now(wanted.model),
                 wanted.config,
                 library=wanted.library,
                 device=wanted.device,

@@ -60,7 +60,7 @@ def read_digested(file: io.FileIO) -> tuple[bytes | memoryview, str]:
     if size <= PIECE_BYTES:
         data = file.readall()
         return data, content_digest(data)
-    content = memoryview(np.empty(size, np.uint8))  # a bytearray would be filled with zeros first
+    content = np.empty(size, np.uint8).data  # a bytearray would be filled with zeros first
 
     def piece(start: int) -> bytes:
         part = content[start : start + PIECE_BYTES]

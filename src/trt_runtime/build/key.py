@@ -37,6 +37,28 @@ _PATHS = ("timing_cache", "plugin_libraries")
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What a model is made of.
+
+    Attributes
+    ----------
+    model : str
+        The digest of the serialised model.
+    external_data : tuple of str
+        The digest of each external file once, in the order in which the model first names them.
+    """
+
+    model: str
+    external_data: tuple[str, ...] = ()
+
+
+def contents_of(model: bytes) -> Contents:
+    """The contents of a model that is in memory; raises `ModelError` if it has external data."""
+    external_files(model, None)
+    return Contents(content_digest(model))
+
+
+@dataclass(frozen=True)
 class EngineKey:
     """The identity of an engine.
 
@@ -76,8 +98,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Dif
 
 
 def engine_key(
-    model: bytes,
-    path: str | None,
+    contents: Contents,
     config: BuildConfig,
     *,
     library: TensorRT,
@@ -86,13 +107,13 @@ def engine_key(
 ) -> EngineKey:
     """The key of the engine that would be built.
 
-    Hashes the model and every file that it, or the configuration, refers to: what it costs to
-    never be wrong about a file whose time of change lies.
+    Nothing but content counts: neither where a file lies nor when it was changed. Of plugin
+    libraries, too, which are hashed here.
 
     Parameters
     ----------
-    model, path
-        As `build.model.read_model` gives them.
+    contents : Contents
+        As `contents_of` or `known.KnownModels` gives them.
     config : BuildConfig
         Complete: with the profiles.
     library : TensorRT
@@ -103,15 +124,13 @@ def engine_key(
 
     Raises
     ------
-    ModelError
-        External data is missing or leads out of the model's folder.
     InputError
         A plugin library cannot be read.
     """
     parts: dict[str, Any] = {
         "key schema": SCHEMA,
-        "model": content_digest(model),
-        "external data": _external_data(model, path),
+        "model": contents.model,
+        "external data": list(contents.external_data),
         "calibration": calibration,
         "plugin libraries": [_plugin_digest(library) for library in config.plugin_libraries],
         **_settings(config),
@@ -134,15 +153,10 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
-def _external_data(model: bytes, path: str | None) -> list[str]:
-    """The hash of each external file once, in the order in which the model first names them."""
-    files = dict.fromkeys(file.path for file in external_files(model, path))
-    return [file_digest(file) for file in files]
-
-
 def _plugin_digest(path: str | os.PathLike[str]) -> str:
     try:
-        return file_digest(path)
+        with open(path, "rb", buffering=0) as file:
+            return file_digest(file)
     except OSError as error:
         raise InputError(
             f"the plugin library {os.fspath(path)!r} cannot be read: {error.strerror or error}"

@@ -9,11 +9,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import InputError, ModelError
+
+#: The key that the location of every external tensor has (onnx.proto).
+_LOCATION = re.compile(b"location")
+
+#: Fields of onnx.proto, by number.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
+
+#: Weights of fewer bytes are searched as well: finding where they end takes longer.
+_FEW_BYTES = 4096
 
 
 def read_model(model: str | os.PathLike[str] | bytes | Any) -> tuple[bytes, str | None]:
@@ -32,20 +42,27 @@ def read_model(model: str | os.PathLike[str] | bytes | Any) -> tuple[bytes, str 
         return bytes(model), None
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
-        try:
+        with reading(path):
             return path.read_bytes(), str(path)
-        except FileNotFoundError:
-            raise ModelError(
-                f"there is no ONNX model {str(path)!r} (in {os.getcwd()!r}); check the path"
-            ) from None
-        except OSError as error:
-            raise ModelError(f"the ONNX model {str(path)!r} cannot be read: {error}") from error
     serialize = getattr(model, "SerializeToString", None)
     if serialize is None:
         raise InputError(
             f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}"
         )
     return bytes(serialize()), None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises `ModelError` for what goes wrong in reading the model at that path."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ModelError(
+            f"there is no ONNX model {str(path)!r} (in {os.getcwd()!r}); check the path"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"the ONNX model {str(path)!r} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -71,12 +88,14 @@ class ExternalFile:
     length: int
 
 
-def external_files(model: bytes, path: str | os.PathLike[str] | None) -> tuple[ExternalFile, ...]:
+def external_files(
+    model: bytes | memoryview, path: str | os.PathLike[str] | None
+) -> tuple[ExternalFile, ...]:
     """What a serialised model keeps in other files, in the model's order.
 
     Parameters
     ----------
-    model : bytes
+    model : bytes or memoryview
     path : path or None
         Where the model was read from; the files lie in that folder or below it.
 
@@ -86,7 +105,7 @@ def external_files(model: bytes, path: str | os.PathLike[str] | None) -> tuple[E
         A file is missing or too short, or its path leads out of the model's folder; or there is
         external data and no path. ``problems`` has a line for each tensor.
     """
-    if b"location" not in model:  # the key that every external tensor has (onnx.proto)
+    if not _may_have_external_data(model):
         return ()
     import onnx
 
@@ -117,6 +136,11 @@ def external_files(model: bytes, path: str | os.PathLike[str] | None) -> tuple[E
     return tuple(files)
 
 
+def resolved(location: str, folder: Path) -> Path:
+    """The file at that location of a model in that folder, absolute and without links."""
+    return (folder / location).resolve()
+
+
 def _external_file(tensor: Any, folder: Path) -> ExternalFile:
     """Where that tensor's data is; raises ValueError, with the reason, unless it may be read."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -127,7 +151,7 @@ def _external_file(tensor: Any, folder: Path) -> ExternalFile:
     outside = PureWindowsPath(location).anchor or ".." in re.split(r"[\\/]", location)
     root = folder.resolve()
     try:
-        file = (root / location).resolve()
+        file = resolved(location, root)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"its location {location!r} cannot be followed: {error}") from None
     if outside or not file.is_relative_to(root):
@@ -152,6 +176,82 @@ def _external_file(tensor: Any, folder: Path) -> ExternalFile:
             "file is of another model or was not copied whole"
         )
     return ExternalFile(tensor.name, location, file, offset, length)
+
+
+def _may_have_external_data(model: bytes | memoryview) -> bool:
+    """Whether a serialised model may have external data; sure when it says no.
+
+    Not parsed, which takes seconds for a large one: the key of every location is looked for
+    wherever there are no weights.
+    """
+    start = 0
+    try:
+        for weights in _weights(model):
+            if _LOCATION.search(model, start, weights.start):
+                return True
+            start = weights.stop
+    except ValueError:  # of what does not look as it should, the rest is searched
+        pass
+    return _LOCATION.search(model, start) is not None
+
+
+def _weights(model: bytes | memoryview) -> Iterator[range]:
+    """Where the outermost graph's initializers have their raw data, in order.
+
+    Raises
+    ------
+    ValueError
+        Not serialised as protobuf does it.
+    """
+    for number, graph in _fields(model, range(len(model))):
+        if number != _MODEL_GRAPH:
+            continue
+        for number, tensor in _fields(model, graph):
+            if number != _GRAPH_INITIALIZER or len(tensor) < _FEW_BYTES:
+                continue
+            for number, data in _fields(model, tensor):
+                if number == _TENSOR_RAW_DATA:
+                    yield data
+
+
+def _fields(data: bytes | memoryview, within: range) -> Iterator[tuple[int, range]]:
+    """The length-delimited fields of a serialised message: their numbers, and where they are.
+
+    See protobuf.dev/programming-guides/encoding. Raises ValueError for what is not encoded so, and
+    for groups, which ONNX does not use.
+    """
+    at, end = within.start, within.stop
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == 2:
+            size, at = _varint(data, at, end)
+            if size > end - at:
+                raise ValueError("a field is longer than its message")
+            yield number, range(at, at + size)
+            at += size
+        elif wire == 0:
+            _, at = _varint(data, at, end)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if at > end:
+            raise ValueError("a field is longer than its message")
+
+
+def _varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number that does not end")
 
 
 def graphs_of(model: Any) -> Iterator[Any]:

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from filelock import FileLock
-
 logger = logging.getLogger("trt_runtime")
 
 
@@ -43,6 +41,8 @@ class SharedFile:
 
         ``merged`` returns None to leave the file as it is.
         """
+        from filelock import FileLock  # only who builds needs it
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):

@@ -7,6 +7,10 @@ whoever builds, replaces or removes the entry. Lock files are empty and are neve
 that waits for one that was removed would not exclude those who come later. Readers take no lock:
 what they find is checked against the sidecar.
 
+Beside the entries lie memos, ``<name>.known``: small files that save work and that nothing needs.
+They carry a checksum as well, and are written and removed without a lock. What they say is not
+known here either.
+
 This file knows bytes and files; what a plan is, and how one is made, is not its business. What goes
 wrong with the directory is an `OSError`, to which the cache answers by doing without.
 """
@@ -19,20 +23,25 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from .digest import content_digest
+from .digest import read_digested
 from .key import SCHEMA, canonical_json
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(plan|json)")
 _PART = re.compile(r"\.([0-9a-f]{64})\.[0-9a-f]+\.part")
+_MEMO = re.compile(r"[0-9a-f]{64}\.known|\.[0-9a-f]{64}\.[0-9a-f]+\.known\.part")
+
+#: How many memos stay: those that were used last.
+MAX_MEMOS = 256
 
 #: Held while entries are chosen for removal, so that two processes do not both remove enough.
 _PRUNING = "prune"
@@ -75,26 +84,39 @@ class Sidecar:
             "model": self.model,
             "build_seconds": self.build_seconds,
         }
-        checksum = hashlib.sha256(canonical_json(entry)).hexdigest()
-        written = {"schema": SCHEMA, "entry": entry, "sha256": checksum}
-        return json.dumps(written, indent=1).encode() + b"\n"
+        return sealed(SCHEMA, entry)
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> Sidecar:
         """Read back what `to_bytes` wrote for the entry of that key; raises `DamagedEntry`."""
+        entry = unsealed(SCHEMA, data, "sidecar")
         try:
-            written = json.loads(data)
-            schema = written["schema"]
-            if schema != SCHEMA:
-                raise DamagedEntry(f"it was written with schema {schema}, and this one is {SCHEMA}")
-            entry = written["entry"]
-            if hashlib.sha256(canonical_json(entry)).hexdigest() != written["sha256"]:
-                raise DamagedEntry("the sidecar's checksum does not match")
             if hashlib.sha256(canonical_json(entry["parts"])).hexdigest() != key:
                 raise DamagedEntry("the sidecar is another entry's")
             return cls(**{**entry, "created": datetime.fromisoformat(entry["created"])})
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise DamagedEntry(f"the sidecar cannot be read: {error}") from error
+
+
+def sealed(schema: int, entry: Mapping[str, Any]) -> bytes:
+    """JSON, with the checksum by which `unsealed` knows that it is whole."""
+    checksum = hashlib.sha256(canonical_json(entry)).hexdigest()
+    written = {"schema": schema, "entry": entry, "sha256": checksum}
+    return json.dumps(written, indent=1).encode() + b"\n"
+
+
+def unsealed(schema: int, data: bytes, what: str) -> Any:
+    """What `sealed` was given; raises `DamagedEntry`, which says ``what`` it is that is damaged."""
+    try:
+        written = json.loads(data)
+        theirs, entry = written["schema"], written["entry"]
+        if theirs != schema:
+            raise DamagedEntry(f"it was written with schema {theirs}, and this one is {schema}")
+        if hashlib.sha256(canonical_json(entry)).hexdigest() != written["sha256"]:
+            raise DamagedEntry(f"the {what}'s checksum does not match")
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedEntry(f"the {what} cannot be read: {error}") from error
+    return entry
 
 
 @dataclass(frozen=True)
@@ -185,7 +207,7 @@ class Store:
         """
         return Sidecar.from_bytes(self.sidecar_path(key).read_bytes(), key)
 
-    def plan(self, key: str, sidecar: Sidecar) -> bytes:
+    def plan(self, key: str, sidecar: Sidecar) -> bytes | memoryview:
         """The plan's bytes, read once and found to be those that were written.
 
         Raises
@@ -193,12 +215,13 @@ class Store:
         DamagedEntry
         """
         try:
-            plan = self.plan_path(key).read_bytes()
+            with open(self.plan_path(key), "rb", buffering=0) as file:
+                plan, digest = read_digested(file)
         except FileNotFoundError:
             raise DamagedEntry("the plan is missing") from None
         if len(plan) != sidecar.plan_bytes:
             raise DamagedEntry(f"the plan has {len(plan)} bytes, not {sidecar.plan_bytes}")
-        if content_digest(plan) != sidecar.plan_digest:
+        if digest != sidecar.plan_digest:
             raise DamagedEntry("the plan's SHA-256 digest is not the one in the sidecar")
         return plan
 
@@ -218,11 +241,17 @@ class Store:
             raise
 
     def _replace(self, target: Path, key: str, data: bytes) -> None:
-        part = self.directory / f".{key}.{secrets.token_hex(8)}.part"
+        self._replace_by(f".{key}.{secrets.token_hex(8)}.part", target, data, self._fill)
+
+    def _replace_by(
+        self, part_name: str, target: Path, data: bytes, fill: Callable[[Any, bytes], object]
+    ) -> None:
+        """Write a part, as ``fill`` does it, and give it the name of ``target``."""
+        part = self.directory / part_name
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
             with open(descriptor, "wb") as file:
-                self._fill(file, data)
+                fill(file, data)
             os.replace(part, target)
         except BaseException:
             with suppress(OSError):
@@ -236,6 +265,39 @@ class Store:
         file.flush()
         os.fsync(file.fileno())
 
+    # Memos -----------------------------------------------------------------------------------
+
+    def memo_path(self, name: str) -> Path:
+        """The memo of that name, 64 hexadecimal digits."""
+        return self.directory / f"{name}.known"
+
+    def write_memo(self, name: str, data: bytes) -> None:
+        """Write or replace a memo; one that a power cut leaves in pieces is not believed."""
+        part = f".{name}.{secrets.token_hex(8)}.known.part"
+        self._replace_by(part, self.memo_path(name), data, lambda file, data: file.write(data))
+        self.prune_memos()
+
+    def touch_memo(self, name: str) -> None:
+        """Note that the memo was used, where that is possible."""
+        with suppress(OSError):
+            os.utime(self.memo_path(name))
+
+    def prune_memos(self, most: int = MAX_MEMOS) -> None:
+        """Remove all but the memos that were used last, and the parts of some.
+
+        A part may be one that somebody is writing: that memo is written another time.
+        """
+        used = []
+        for found in self._scan():
+            if _MEMO.fullmatch(found.name):
+                with suppress(OSError):
+                    part = found.name.endswith(".part")
+                    used.append((part, -found.stat(follow_symlinks=False).st_mtime_ns, found.path))
+        for number, (part, _, path) in enumerate(sorted(used)):
+            if part or number >= most:
+                with suppress(OSError):
+                    os.unlink(path)
+
     # Locks -----------------------------------------------------------------------------------
 
     def lock(self, name: str) -> FileLock:
@@ -243,11 +305,15 @@ class Store:
 
         Excludes other processes, and other threads of this one. Not reentrant.
         """
+        from filelock import FileLock  # takes a while, and who finds an engine needs none
+
         return FileLock(self.directory / f"{name}.lock", mode=0o600)
 
     @contextmanager
     def _trying(self, key: str) -> Iterator[bool]:
         """Whether the entry's lock could be had at once; it is held inside."""
+        from filelock import Timeout
+
         try:
             held = self.lock(key).acquire(timeout=0)
         except Timeout:
@@ -318,6 +384,7 @@ class Store:
         removed: list[str] = []
         with self.lock(_PRUNING):
             self.sweep()
+            self.prune_memos()
             files = self.files()
             total = sum(file.nbytes for file in files)
             now = datetime.now(timezone.utc)
