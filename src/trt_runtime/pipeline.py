@@ -72,7 +72,7 @@ BRIEF_BYTES = 64 << 10
 #: hand; with three, 1.026 against 1.053).
 OVERLAPPED_CONTEXTS = 4
 
-_serials = itertools.count()
+_next_serial = itertools.count().__next__
 
 
 class Flight:
@@ -92,7 +92,7 @@ class Flight:
     )
 
     def __init__(self, track: Track, lane: Lane, held: Inputs, targets: Targets | None) -> None:
-        self.serial = next(_serials)
+        self.serial = _next_serial()
         self.track = track
         self.lane = lane
         #: The inputs, which the device may read until the flight has ended.
@@ -713,7 +713,7 @@ def collect(flight: Flight) -> Arrays:
     results, targets = flight.results, flight.targets
     assert results is not None
     assert targets != "device"
-    return results.give() if targets is None else _deliver(targets, results.show())
+    return results.give() if targets is None else _deliver(targets, results.shown)
 
 
 def _deliver(targets: Mapping[str, NDArray[Any]], arrays: Arrays) -> Arrays:

@@ -34,9 +34,11 @@ class Results:
         Whether an inference is going to write to it.
     lends : bool
         Whether it gives its own memory to the caller, and not copies.
+    shown : dict of str to ndarray
+        The outputs as arrays that hold nothing: only until the next inference writes.
     """
 
-    __slots__ = ("_block", "_lent", "_parts", "addresses", "in_flight", "lends")
+    __slots__ = ("_block", "_lent", "_parts", "addresses", "in_flight", "lends", "shown")
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Results:
         self.addresses = tuple(self._block.address + part[3] for part in parts)
         self.in_flight = False
         self.lends = lends
+        raw = self._block.raw
+        self.shown = {n: np.ndarray(shape, dtype, raw, at) for n, shape, dtype, at in parts}
 
     @property
     def nbytes(self) -> int:
@@ -68,22 +72,15 @@ class Results:
 
     def give(self) -> Arrays:
         """The outputs as the caller's own arrays: on this memory, or copies."""
-        if not self.lends:
-            return {name: array.copy() for name, array in self.show().items()}
-        memory = self._block.show()
-        self._lent = weakref.ref(memory)
-        return self.show(memory)
-
-    def show(self, memory: NDArray[np.uint8] | None = None) -> Arrays:
-        """The outputs as arrays on ``memory``, the block's.
-
-        By default they hold nothing: only until the next inference writes.
-        """
-        if memory is None:
-            memory = self._block.raw
         arrays = {}
-        for name, shape, dtype, offset in self._parts:
-            arrays[name] = np.ndarray(shape, dtype, memory, offset)
+        if self.lends:
+            memory = self._block.show()
+            self._lent = weakref.ref(memory)
+            for name, shape, dtype, offset in self._parts:
+                arrays[name] = np.ndarray(shape, dtype, memory, offset)
+        else:
+            for name, array in self.shown.items():
+                arrays[name] = array.copy()
         return arrays
 
     def close(self) -> None:
