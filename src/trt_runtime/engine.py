@@ -93,6 +93,7 @@ class Engine(Owned):
         tensorrt: str | None = None,
         trust_host_code: bool = False,
         lean_library: str | os.PathLike[str] | None = None,
+        plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     ) -> Engine:
         """Deserialise a plan.
 
@@ -109,11 +110,16 @@ class Engine(Owned):
             Let a version-compatible plan run the lean runtime that it carries.
         lean_library : path, optional
             A ``libnvinfer_lean`` to load plans of another release that carry none. It is run.
+        plugin_libraries : sequence of path
+            Libraries of the plugins that the plan uses, beside NVIDIA's own. They are run, and stay
+            loaded for as long as the process lives.
 
         Raises
         ------
         NotAPlanError, CorruptPlanError, PlanVersionError, PlanDeviceError, UntrustedPlanError
             The plan cannot be used here, for that reason.
+        InputError, BuildError
+            There is no such plugin library, or TensorRT cannot load it.
         """
         name, path, data = _read_plan(plan)
         with ExitStack() as stack:
@@ -125,6 +131,7 @@ class Engine(Owned):
                         data,
                         trust_host_code=trust_host_code,
                         lean_library=None if lean_library is None else os.fspath(lean_library),
+                        plugin_libraries=[os.fspath(path) for path in plugin_libraries],
                     ),
                     lambda handle: handle.release(),
                 )
@@ -349,6 +356,7 @@ class Engine(Owned):
         tensorrt: str | None = None,
         trust_host_code: bool = False,
         lean_library: str | os.PathLike[str] | None = None,
+        plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     ) -> PlanValidity:
         """Whether a plan can be used on this device; parameters as `load`.
 
@@ -377,6 +385,7 @@ class Engine(Owned):
                         tensorrt=tensorrt,
                         trust_host_code=trust_host_code,
                         lean_library=lean_library,
+                        plugin_libraries=plugin_libraries,
                     ) as engine,
                     engine._record as handle,
                 ):

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -86,8 +87,9 @@ class Session(Owned):
         How many inferences may compute at once. Each has scratch memory of its own.
     graphs : bool
         Whether inferences are captured in CUDA graphs, where that is possible.
-    tensorrt, trust_host_code, lean_library
-        As `Engine.load`.
+    tensorrt, trust_host_code, lean_library, plugin_libraries
+        As `Engine.load`; an ONNX model is built with the plugin libraries of both this and its
+        ``config``.
 
     Attributes
     ----------
@@ -123,6 +125,7 @@ class Session(Owned):
         tensorrt: str | None = None,
         trust_host_code: bool = False,
         lean_library: str | os.PathLike[str] | None = None,
+        plugin_libraries: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if contexts < 1:
             raise InputError(f"a session needs at least one context, not {contexts}")
@@ -137,6 +140,7 @@ class Session(Owned):
                     calibration=calibration,
                     tensorrt=tensorrt,
                     lean_library=lean_library,
+                    plugin_libraries=plugin_libraries or None,
                 )
                 engine = model
             else:
@@ -150,6 +154,10 @@ class Session(Owned):
                     )
                 opened, close_device = borrow_or_open(device, stack)
                 if is_onnx:
+                    if plugin_libraries:
+                        config = config or BuildConfig()
+                        both = (*config.plugin_libraries, *plugin_libraries)
+                        config = replace(config, plugin_libraries=both)
                     engine = _builder(cache)(
                         model,
                         config,
@@ -166,6 +174,7 @@ class Session(Owned):
                         tensorrt=tensorrt,
                         trust_host_code=trust_host_code,
                         lean_library=lean_library,
+                        plugin_libraries=plugin_libraries,
                     )
                 stack.enter_context(engine)
                 engine._be_part()

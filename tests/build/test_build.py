@@ -22,6 +22,7 @@ from trt_runtime import (
     Device,
     Engine,
     InputError,
+    Session,
     UnsupportedError,
     build_plan,
 )
@@ -227,6 +228,27 @@ def test_a_plugin_library_is_loaded_once(host: Device, tmp_path: Path) -> None:
     os.replace(library, tmp_path / "kept.so")
     library.write_bytes(b"now it is none, and is not looked at again")
     build_plan(static().model, config, device=host)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_plan_is_loaded_after_its_plugins(host: Device, tmp_path: Path) -> None:
+    source, library = tmp_path / "mine.c", tmp_path / "libmine.so"
+    source.write_text("void *getCreators(void) { return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    plan = build_plan(static().model, device=host)
+    with Session(plan, device=host, plugin_libraries=[library]) as session:
+        loaded = host.platform.tensorrt()._plugins
+        assert str(library.resolve()) in loaded
+    with Session(static().model, device=host, plugin_libraries=[library]) as session:
+        config = session.engine.metadata["config"]
+        assert config["plugin_libraries"] == [str(library)]
+    with pytest.raises(InputError, match=r"there is no plugin library .*libother\.so"):
+        Engine.load(plan, device=host, plugin_libraries=[tmp_path / "libother.so"])
+    with (
+        Engine.load(plan, device=host) as engine,
+        pytest.raises(InputError, match="plugin_libraries cannot be given with an Engine"),
+    ):
+        Session(engine, plugin_libraries=[library])
 
 
 def test_a_build_leaves_the_callers_array_alone(host: Device) -> None:

@@ -145,7 +145,7 @@ OPTIONS: tuple[tuple[str, Any, frozenset[str], str], ...] = (
 ELSEWHERE = {
     "profiles": "tests/test_engine.py",
     "timing_cache": "tests/build/test_timing_cache.py",
-    "plugin_libraries": "tests/build/test_plugins.py",
+    "plugin_libraries": "tests/build/test_build.py",
 }
 
 

@@ -153,10 +153,11 @@ class Measured:
         path = networks.model_file(model)
         shapes = grammar.parse_shapes("--shapes", options.shapes or ())
         measured = cls(path, options, shapes, batch)
-        if not measured.is_onnx and options != BuildOptions(shapes=options.shapes):
+        taken = BuildOptions(shapes=options.shapes, plugin=options.plugin)
+        if not measured.is_onnx and options != taken:
             raise InputError(
                 f"{model} is an engine, and built already: of the options of a build it takes "
-                "--shapes alone, the shapes to run it at."
+                "--shapes, the shapes to run it at, and --plugin alone."
             )
         return measured
 
@@ -168,7 +169,8 @@ class Measured:
     def open(self, **settings: Any) -> Iterator[Session]:
         """The session; an ONNX model without profiles is built for these shapes alone."""
         if not self.is_onnx:
-            with Session(self.path, **settings) as session:
+            plugins = self.options.plugin or ()
+            with Session(self.path, plugin_libraries=plugins, **settings) as session:
                 yield session
             return
         config = self.options.config()

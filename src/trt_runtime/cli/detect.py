@@ -110,6 +110,7 @@ def detect(
     no_cache: shared.NoCache = False,
     trust_host_code: shared.TrustHostCode = False,
     lean_library: shared.LeanLibrary = None,
+    plugin: shared.Plugins = None,
     json: shared.Json = False,
     debug: shared.Debug = False,
 ) -> None:
@@ -139,6 +140,7 @@ def detect(
             cache=not no_cache and (cache_dir or True),
             trust_host_code=trust_host_code,
             lean_library=lean_library,
+            plugin_libraries=plugin or (),
             on_progress=display,
         )
     with detector:

@@ -50,6 +50,14 @@ LeanLibrary = Annotated[
     Path | None,
     typer.Option(help="A libnvinfer_lean for plans of another release.", metavar="FILE"),
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="A library of plugins that MODEL uses; its code is run. Repeatable.",
+    ),
+]
 
 
 def help_of(command: Callable[..., None]) -> str:

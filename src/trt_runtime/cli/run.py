@@ -113,6 +113,7 @@ def run(
     no_cache: options.NoCache = False,
     trust_host_code: options.TrustHostCode = False,
     lean_library: options.LeanLibrary = None,
+    plugin: options.Plugins = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -133,6 +134,7 @@ def run(
         cache=not no_cache and (cache_dir or True),
         trust_host_code=trust_host_code,
         lean_library=lean_library,
+        plugin_libraries=plugin or (),
     ) as session:
         open_ms = _ms_since(started)
         _check_names(session.inputs, shapes)

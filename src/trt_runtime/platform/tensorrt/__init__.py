@@ -64,7 +64,8 @@ class TensorRT:
         self.flavour = FLAVOURS[flavour].of_release(self.version)
         self.log = Log(module)
         # Plugins are the library's for as long as it is loaded: engines that are open use them.
-        self._plugins: dict[str, Any] | None = None
+        self._plugins: dict[str, Any] = {}
+        self._has_standard_plugins = False
         self._loading_plugins = threading.Lock()
 
     @property
@@ -77,9 +78,10 @@ class TensorRT:
         *,
         trust_host_code: bool = False,
         lean_library: str | None = None,
+        plugin_libraries: Sequence[str] = (),
     ) -> PlanEngine:
         """Deserialise a plan; the device's context must be current. See `runtime.PlanEngine`."""
-        self.load_plugins()
+        self.load_plugins(plugin_libraries)
         return PlanEngine(self, plan, trust_host_code=trust_host_code, lean_library=lean_library)
 
     def validity(self, plan: bytes | memoryview) -> tuple[Validity, tuple[str, ...]] | None:
@@ -100,10 +102,10 @@ class TensorRT:
             TensorRT cannot take it for a library of plugins.
         """
         with self._loading_plugins:
-            if self._plugins is None and self.has_builder:
+            if self.has_builder and not self._has_standard_plugins:
                 if not self.module.init_libnvinfer_plugins(self.log.logger, ""):
                     logger.warning("%s %s has no plugins of its own", self.name, self.version)
-                self._plugins = {}
+                self._has_standard_plugins = True
             for library in libraries:
                 path = str(Path(library).resolve())
                 if not os.path.isfile(path):
@@ -111,7 +113,7 @@ class TensorRT:
                         f"there is no plugin library {library!r} (in {os.getcwd()!r}); check "
                         "plugin_libraries"
                     )
-                if self._plugins is None or path in self._plugins:
+                if path in self._plugins:
                     continue
                 with self.log.capture() as lines:
                     handle = self.module.get_plugin_registry().load_library(path)
