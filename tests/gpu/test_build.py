@@ -44,14 +44,6 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 1e-1, "int8": 2e-
 
 
 @pytest.fixture
-def builder() -> Iterator[Device]:
-    with Device("cuda") as device:
-        if not device.platform.tensorrt().has_builder:
-            pytest.skip(f"{device.tensorrt_name} has no builder")
-        yield device
-
-
-@pytest.fixture
 def flavour(builder: Device) -> Flavour:
     return builder.platform.tensorrt().flavour
 

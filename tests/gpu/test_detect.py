@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,6 @@ IMAGES = [small.image(seed=seed) for seed in range(6)]
 FP32 = BuildConfig(precision="fp32", optimization_level=0)
 FP16 = BuildConfig(precision="fp16", optimization_level=0)
 OPTIONS: dict[str, Any] = {"threshold": 0.4, "nms_threshold": 0.4}
-
-
-@pytest.fixture
-def gpu() -> Iterator[Device]:
-    with Device("cuda") as device:
-        if not device.platform.tensorrt().has_builder:
-            pytest.skip(f"{device.tensorrt_name} has no builder")
-        yield device
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +49,8 @@ def matched(got: Detections, want: Detections, score: float, pixels: float) -> i
     )
 
 
-def test_the_boxes_are_the_hosts(gpu: Device, expected: list[Detections]) -> None:
-    with Detector(small.model(), device=gpu, config=FP32, **OPTIONS) as detector:
+def test_the_boxes_are_the_hosts(builder: Device, expected: list[Detections]) -> None:
+    with Detector(small.model(), device=builder, config=FP32, **OPTIONS) as detector:
         for got, want in zip(detector.detect_many(IMAGES), expected, strict=True):
             assert_same(got, want)
         assert_same(detector.detect(IMAGES[0]), expected[0])
@@ -68,14 +59,14 @@ def test_the_boxes_are_the_hosts(gpu: Device, expected: list[Detections]) -> Non
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("in_graph", [True, "nms"])
 def test_the_graphs_boxes_are_the_hosts(
-    gpu: Device, expected: list[Detections], in_graph: Any, batch: int
+    builder: Device, expected: list[Detections], in_graph: Any, batch: int
 ) -> None:
     with Detector(
         small.model(batch),
         in_graph=in_graph,
         image_size=(60, 100),
         candidates=300,
-        device=gpu,
+        device=builder,
         config=FP32,
         **OPTIONS,
     ) as detector:
@@ -87,14 +78,14 @@ def test_the_graphs_boxes_are_the_hosts(
 
 
 def test_an_image_in_page_locked_memory_is_searched_where_it_is(
-    gpu: Device, expected: list[Detections]
+    builder: Device, expected: list[Detections]
 ) -> None:
     with Detector(
         small.model(),
         in_graph=True,
         image_size=(60, 100),
         candidates=300,
-        device=gpu,
+        device=builder,
         config=FP32,
         **OPTIONS,
     ) as detector:
@@ -106,14 +97,14 @@ def test_an_image_in_page_locked_memory_is_searched_where_it_is(
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_float16_moves_boxes_by_a_fraction_of_a_pixel(
-    gpu: Device, expected: list[Detections], in_graph: bool
+    builder: Device, expected: list[Detections], in_graph: bool
 ) -> None:
     with Detector(
         small.model(),
         in_graph=in_graph,
         image_size=(60, 100) if in_graph else None,
         candidates=300,
-        device=gpu,
+        device=builder,
         config=FP16,
         **OPTIONS,
     ) as detector:

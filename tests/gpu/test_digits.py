@@ -21,14 +21,6 @@ pytestmark = pytest.mark.gpu
 LOSS = {"fp32": 0.005, "tf32": 0.005, "fp16": 0.01, "int8": 0.05}
 
 
-@pytest.fixture
-def builder() -> Iterator[Device]:
-    with Device("cuda") as device:
-        if not device.platform.tensorrt().has_builder:
-            pytest.skip(f"{device.tensorrt_name} has no builder")
-        yield device
-
-
 class Scenes:
     """Preprocessed scenes of digits to train on, each time the same, as calibration needs them."""
 

@@ -7,7 +7,6 @@ left behind: engines of another release, which must not be asked what theirs did
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -32,19 +31,6 @@ from ..conftest import open_engine, plan_of
 from ..models import Feed, assert_matches, light, make_model, reference, rng, static
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def gpu() -> Iterator[Device]:
-    with Device("cuda") as device:
-        yield device
-
-
-@pytest.fixture
-def builder(gpu: Device) -> Device:
-    if not gpu.platform.tensorrt().has_builder:
-        pytest.skip(f"{gpu.tensorrt_name} has no builder")
-    return gpu
 
 
 def network(seed: int) -> onnx.ModelProto:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +35,6 @@ from ..conftest import PLANS, open_engine, plan_of, plan_path
 from ..models import assert_matches, dynamic, light, nonzero, reference, static
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def gpu() -> Iterator[Device]:
-    with Device("cuda") as device:
-        yield device
-
-
-@pytest.fixture
-def builder(gpu: Device) -> Device:
-    if not gpu.platform.tensorrt().has_builder:
-        pytest.skip(f"{gpu.tensorrt_name} has no builder")
-    return gpu
 
 
 def test_the_explicit_program_runs_squeezenet(gpu: Device) -> None:

@@ -46,12 +46,6 @@ FROM_INTERFACE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @pytest.fixture
-def gpu() -> Iterator[Device]:
-    with Device("cuda") as device:
-        yield device
-
-
-@pytest.fixture
 def stream(gpu: Device) -> Iterator[Stream]:
     with Stream(gpu) as stream:
         yield stream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,6 @@ pytestmark = pytest.mark.gpu
 #: Of the largest value. Rounding the factors of every product to the 11 bits that TF32 and float16
 #: have puts YOLOv3 off by 1.5e-3, computed on the host.
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2}
-
-
-@pytest.fixture
-def builder() -> Iterator[Device]:
-    with Device("cuda") as device:
-        if not device.platform.tensorrt().has_builder:
-            pytest.skip(f"{device.tensorrt_name} has no builder")
-        yield device
 
 
 def images(network: Network, batch: int = 1) -> np.ndarray:
