@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -26,6 +25,8 @@ class InferenceFuture(Future[Outputs]):
     """
 
     def __await__(self) -> Generator[Any, None, Outputs]:
+        import asyncio  # whoever awaits has it already
+
         return asyncio.wrap_future(self).__await__()
 
 
