@@ -82,12 +82,15 @@ class PrimaryContext:
 
     def create(self, make: Callable[[], _Made], destroy: Callable[[_Made], object]) -> _Made:
         """Make something with the context current; destroy it if restoring the caller's fails."""
-        with ExitStack() as stack:
+        made: list[_Made] = []
+        try:
             with self.current():
-                made = make()
-                stack.callback(self.release, lambda: destroy(made))
-            stack.pop_all()
-            return made
+                made.append(make())
+            return made[0]
+        except BaseException:
+            if made:
+                self.release(lambda: destroy(made[0]))
+            raise
 
     def release(self, *steps: Callable[[], object]) -> None:
         """Run releases with the context current, every one of them even if another fails."""

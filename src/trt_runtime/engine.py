@@ -625,16 +625,16 @@ def _read_plan(
         path = Path(plan)
         try:
             return path.stem, path, path.read_bytes()
-        except OSError as error:
-            raise NotAPlanError(
-                f"the engine file {str(path)!r} cannot be read: {error.strerror or error}"
-            ) from error
+        except (OSError, ValueError) as error:  # the latter of a path with a zero byte
+            why = getattr(error, "strerror", None) or error
+            raise NotAPlanError(f"the engine file {str(path)!r} cannot be read: {why}") from error
     if not isinstance(plan, (bytes, bytearray, memoryview)):
         raise InputError(f"a plan is a path or bytes, not {type(plan).__name__}")
     if isinstance(plan, bytes):
         return "engine", None, plan
     view = memoryview(plan)
-    return "engine", None, view.cast("B") if view.c_contiguous else view.tobytes()
+    castable = view.c_contiguous and view.nbytes  # Python casts no view that is empty
+    return "engine", None, view.cast("B") if castable else view.tobytes()
 
 
 def _facts_of_plan(plan: bytes | memoryview, path: Path | None) -> dict[str, Any]:

@@ -45,7 +45,10 @@ class Dispatcher:
         self._flying: SimpleQueue[tuple[InferenceFuture, Flight | BaseException] | None] = (
             SimpleQueue()
         )
-        self._room = threading.Semaphore(PENDING)
+        # No semaphore, whose methods are Python: an interrupt in one may leave it locked for ever.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(PENDING):
+            self._room.put(None)
         self._completed = False
         self._enqueuer = threading.Thread(
             target=self._enqueue, name="trt_runtime enqueue", daemon=True
@@ -61,7 +64,7 @@ class Dispatcher:
     def dispatch(self, submit: Submit) -> InferenceFuture:
         """A future of what ``submit`` will enqueue; waits while too many are pending."""
         if threading.current_thread() is not self._completer:  # a callback: the room is its to make
-            self._room.acquire()
+            self._room.get()
         future = InferenceFuture()
         self._orders.put((future, submit))
         return future
@@ -78,7 +81,7 @@ class Dispatcher:
     def _enqueue(self) -> None:
         while (order := self._orders.get()) is not None:
             future, submit = order
-            self._room.release()
+            self._room.put(None)
             if future.set_running_or_notify_cancel():
                 try:
                     with self._current():

@@ -164,9 +164,14 @@ def is_device_array(value: Any) -> bool:
         return False
     if isinstance(value, Lender):
         return True
-    if hasattr(value, "__dlpack_device__"):
-        return value.__dlpack_device__()[0] not in _HOST_MEMORY
-    return hasattr(value, "__cuda_array_interface__")
+    try:
+        if hasattr(value, "__dlpack_device__"):
+            return value.__dlpack_device__()[0] not in _HOST_MEMORY
+        return hasattr(value, "__cuda_array_interface__")
+    except Exception as error:  # whatever the object raises
+        raise InputError(
+            f"a {type(value).__name__} does not say where its memory is: {error!r}"
+        ) from error
 
 
 def borrow(
@@ -211,7 +216,7 @@ def borrow(
         return None
     if isinstance(value, Lender):
         borrowed = _from_lender(value, stream, what)
-    elif hasattr(value, "__dlpack__"):
+    elif _offers(value, "__dlpack__"):
         borrowed = _from_dlpack(value, stream, what)
     else:
         borrowed = _from_cuda_array_interface(value, stream, what)
@@ -222,6 +227,13 @@ def borrow(
             "x.to(dtype) (PyTorch) or x.astype(dtype) (CuPy)"
         )
     return borrowed
+
+
+def _offers(value: Any, name: str) -> bool:
+    try:
+        return hasattr(value, name)
+    except Exception as error:  # a property's own
+        raise InputError(f"{name} of a {type(value).__name__} fails: {error!r}") from error
 
 
 def _from_lender(value: Lender, stream: Stream, what: str) -> BorrowedArray:
@@ -237,7 +249,12 @@ def _from_lender(value: Lender, stream: Stream, what: str) -> BorrowedArray:
 
 
 def _from_dlpack(value: Any, stream: Stream, what: str) -> BorrowedArray:
-    kind, ordinal = (int(n) for n in value.__dlpack_device__())
+    try:
+        kind, ordinal = (int(n) for n in value.__dlpack_device__())
+    except Exception as error:  # whatever the object raises
+        raise InputError(
+            f"{what} cannot be borrowed: {type(value).__name__} does not say where it is: {error!r}"
+        ) from error
     _require_device(kind, ordinal, stream, what)
     with stream._record as handle:
         capsule = _exported(value, handle or LEGACY_STREAM, what)
@@ -261,15 +278,30 @@ def _exported(value: Any, handle: int, what: str) -> Any:
 
 
 def _from_cuda_array_interface(value: Any, stream: Stream, what: str) -> BorrowedArray:
-    interface = value.__cuda_array_interface__
-    if interface.get("mask") is not None:
+    try:
+        interface = value.__cuda_array_interface__
+        masked = interface.get("mask") is not None
+        shape = tuple(int(n) for n in interface["shape"])
+        dtype = np.dtype(str(interface["typestr"]))
+        strides = interface.get("strides")
+        strides = None if strides is None else tuple(int(n) for n in strides)
+        address, producer = int(interface["data"][0]), interface.get("stream")
+        producer = None if producer is None else int(producer)
+        ranks_differ = strides is not None and len(strides) != len(shape)
+        if min(shape, default=0) < 0 or ranks_differ:
+            raise ValueError(f"it has shape {shape} and strides {strides}")
+        if not (0 <= address < 2**64 and 0 <= (producer or 0) < 2**64):
+            raise ValueError(f"it is at {address:#x}, written on stream {producer}")
+    except Exception as error:  # whatever the object raises, or what it has of another type
+        raise InputError(
+            f"{what} cannot be borrowed: {type(value).__name__}.__cuda_array_interface__ is not "
+            f"as it should be: {error!r}"
+        ) from error
+    if masked:
         raise InputError(f"{what} is masked; fill the masked elements first")
-    shape = tuple(int(n) for n in interface["shape"])
-    dtype = np.dtype(interface["typestr"])
     if dtype.kind not in "biufc":
         raise DtypeError(f"{what} has type {interface['typestr']!r}, which is no number's")
-    dlpack.require_contiguous(shape, interface.get("strides"), dtype.itemsize, what)
-    address = int(interface["data"][0])
+    dlpack.require_contiguous(shape, strides, dtype.itemsize, what)
     primary = stream.device._primary
     driver = primary.driver
     _require_device(dlpack.CUDA, stream.device.ordinal, stream, what)
@@ -281,7 +313,6 @@ def _from_cuda_array_interface(value: Any, stream: Stream, what: str) -> Borrowe
                 add_note(error, f"{what} was said to be at {hex(address)}")
                 raise
             _require_device(dlpack.CUDA, ordinal, stream, what)
-        producer = interface.get("stream")
         if producer == 0:
             raise InputError(
                 f"{what} names stream 0, which could be two; 1 is the legacy default stream and 2 "
@@ -290,7 +321,7 @@ def _from_cuda_array_interface(value: Any, stream: Stream, what: str) -> Borrowe
         if producer is not None and producer != handle:
             written = LastUse(driver)
             try:
-                written.end(None, int(producer))
+                written.end(None, producer)
                 written.begin(stream, handle)
             finally:
                 written.destroy()

@@ -10,15 +10,18 @@ Nothing in here knows CUDA or TensorRT.
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import logging
 import os
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
+from types import CoroutineType, FrameType, GeneratorType, MethodType, TracebackType
 from typing import Any, TypeVar
 
 from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_note
@@ -32,6 +35,8 @@ _serials = itertools.count()
 #: How long interpreter exit waits for a daemon thread that is inside a call, in seconds.
 EXIT_PATIENCE_SECONDS = 5.0
 _CUDA_ERROR_DEINITIALIZED = 4
+#: How often a close that waits looks for uses that an interrupt has left behind, in seconds.
+_LOOK_SECONDS = 0.1
 
 
 class _Patience(threading.local):
@@ -102,6 +107,7 @@ class Record:
         "_closing",
         "_destroy",
         "_finished",
+        "_lock",
         "_released",
         "_then",
         "_users",
@@ -134,7 +140,10 @@ class Record:
         self._closing: int | None = None
         self._released = False  # the handle and the children are gone
         self._finished = False  # and so is what was opened for it
-        self._changed = threading.Condition(threading.RLock())
+        # An interrupt cannot come between taking a lock and the block, nor between the block and
+        # letting go; it can in a condition, whose methods are Python.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         for parent in parents:
             parent.admit(self)
 
@@ -147,7 +156,7 @@ class Record:
         self._then.extend(steps)
 
     def admit(self, child: Record) -> None:
-        with self._changed:
+        with self._lock:
             if self._closing is not None:
                 raise self.closed_error()
             self.children[child] = None
@@ -183,7 +192,7 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self._users.remove(threading.get_ident())
         if self._closing is not None:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def close(self, *, closing_parent: bool = False) -> None:
@@ -198,20 +207,31 @@ class Record:
             self._closing, self._released, self._finished = me, True, True
             self.abandon()
             return
-        with self._changed:
-            if self._closing is not None:
-                if self._closing != me:
-                    self._changed.wait_for(
-                        lambda: self._finished or (closing_parent and self._released),
-                        _patience.seconds,
+        begun = None
+        try:
+            with self._lock:
+                if self._closing is not None:
+                    if self._closing != me:
+                        self._changed.wait_for(
+                            lambda: self._finished or (closing_parent and self._released),
+                            _patience.seconds,
+                        )
+                    return
+                if self._in_call(me):
+                    raise BusyError(
+                        f"{self.label} cannot be closed from inside a call on it; "
+                        "close it after the call has returned"
                     )
-                return
-            if self._in_call(me):
-                raise BusyError(
-                    f"{self.label} cannot be closed from inside a call on it; "
-                    "close it after the call has returned"
-                )
-            self._closing = me
+                begun = self._closing = me
+            self._release()
+        except BaseException as error:
+            # An interrupt may have come before a step had begun; each does nothing the second time.
+            if begun is not None and not isinstance(error, Exception):
+                self._closing = me
+                self._release()
+            raise
+
+    def _release(self) -> None:
         try:
             release_all(
                 [
@@ -223,23 +243,36 @@ class Record:
                 ]
             )
         finally:
-            with self._changed:
+            with self._lock:
                 self._released = self._finished = True
                 self._changed.notify_all()
 
     def _in_call(self, thread: int) -> bool:
         """Whether the thread uses this record, or one that closing this one would close."""
+        if thread in self._users:
+            self._forget_interrupted({thread})
         # Copied in one step: a forgotten child that is collected meanwhile takes itself out.
         return thread in self._users or any(
             child._in_call(thread) for child in self.children.copy()
         )
 
+    def _forget_interrupted(self, threads: set[int]) -> None:
+        """Take out the uses that an interrupt has left behind, in `__enter__` or `__exit__`.
+
+        A use is real while its thread is inside a function that uses records, or something holds
+        the end of a ``with``: a generator, or an `ExitStack`. The threads must not begin a use
+        meanwhile: one of them is this, or closing has begun.
+        """
+        left = [thread for thread in threads if not _may_use_records(thread)]
+        if left and not any(map(_holds_a_use, gc.get_referrers(self))):
+            for thread in left:
+                while thread in self._users:
+                    self._users.remove(thread)
+
     def _wait_for_users(self) -> None:
-        with self._changed:
+        with self._lock:
             try:
-                unused = insist(
-                    lambda: self._changed.wait_for(lambda: not self._users, _patience.seconds)
-                )
+                unused = insist(self._unused)
             except BaseException:
                 if self._users:
                     self._leave()
@@ -247,6 +280,20 @@ class Record:
             if not unused:
                 self._leave()
                 raise BusyError(f"{self.label} was still in use when the interpreter exited")
+
+    def _unused(self) -> bool:
+        """Wait for the last use to end, as long as this thread's patience lasts; whether it did."""
+        patience = _patience.seconds
+        deadline = None if patience is None else time.monotonic() + patience
+        while self._users:
+            wait = _LOOK_SECONDS
+            if deadline is not None:
+                wait = min(wait, deadline - time.monotonic())
+                if wait <= 0:
+                    return False
+            if not self._changed.wait_for(lambda: not self._users, wait):
+                self._forget_interrupted(set(self._users))
+        return True
 
     def _leave(self) -> None:
         """Leave the handle, and the parents', to the process.
@@ -268,7 +315,7 @@ class Record:
         destroy(handle)
 
     def _leave_parents(self) -> None:
-        with self._changed:
+        with self._lock:
             self._released = True
             self._changed.notify_all()
         parents, self.parents = self.parents, ()
@@ -278,6 +325,39 @@ class Record:
     def _run_what_follows(self) -> None:
         steps, self._then = self._then, []
         release_all(steps)
+
+
+def _may_use_records(thread: int) -> bool:
+    """Whether a function that uses records is on that thread's stack.
+
+    Such a function names ``_record``. What a thread has entered it cannot be using when there is
+    none: only an interrupt ends a ``with`` without its end.
+    """
+    while True:
+        top = sys._current_frames().get(thread)
+        try:
+            found = _uses_records(top)
+            # It may run meanwhile: what was seen is its stack if the innermost frame stayed.
+            if found or sys._current_frames().get(thread) is top:
+                return found
+        finally:
+            del top  # this very frame, perhaps
+
+
+def _holds_a_use(referrer: object) -> bool:
+    """Whether what refers to a record could end a ``with`` on it that is not on any stack."""
+    if isinstance(referrer, MethodType):
+        return referrer.__func__ is Record.__exit__
+    return isinstance(referrer, (GeneratorType, CoroutineType))
+
+
+def _uses_records(frame: FrameType | None) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if "_record" in code.co_names and code is not Owned.__exit__.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave_to_the_process(_: Any) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from .bindings import Binding, BindingSet
 from .context import ExecutionContext
 from .engine import Engine
-from .errors import OutOfMemoryError, ShapeError, UnsupportedError
+from .errors import InputError, OutOfMemoryError, ShapeError, UnsupportedError
 from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .memory import PinnedBlock
@@ -237,7 +237,8 @@ class Lane:
     def _borrow(self, flight: Flight, array: DeviceInput, binding: Binding) -> None:
         """Copy an input within the device, to where the graphs read it."""
         borrowed = borrow(array.value, self.track.stream, what=array.what, dtype=binding.spec.dtype)
-        assert borrowed is not None
+        if borrowed is None:  # it was on a device when it was looked at first
+            raise InputError(f"{array.what} is in device memory no longer")
         assert binding._device is not None
         flight.borrowed = (*flight.borrowed, borrowed)
         if borrowed.nbytes:

@@ -21,7 +21,7 @@ from .build.calibration import Batch, Calibration
 from .build.config import BuildConfig, Profile
 from .build.progress import OnProgress
 from .device import Device, borrow_or_open
-from .engine import Engine, check_shape
+from .engine import Engine, _read_plan, check_shape
 from .errors import DtypeError, InputError, ModelError, ShapeError
 from .futures import Dispatcher, InferenceFuture
 from .interop import DeviceArray, is_device_array
@@ -511,10 +511,12 @@ class Session(Owned):
                     f"outputs[{name!r}] has shape {format_shape(target.shape)}, and the output "
                     f"{format_shape(spec.shape)}"
                 )
-            if any(isinstance(a, np.ndarray) and np.shares_memory(target, a) for a in inputs):
+            if _repeats_memory(target):
+                raise InputError(f"outputs[{name!r}] shows the same memory several times")
+            if any(isinstance(a, np.ndarray) and _share_memory(target, a) for a in inputs):
                 raise InputError(f"outputs[{name!r}] shares memory with an input")
         for (name, target), (other, array) in combinations(outputs.items(), 2):
-            if np.shares_memory(target, array):
+            if _share_memory(target, array):
                 raise InputError(f"outputs[{name!r}] shares memory with outputs[{other!r}]")
 
     def _signature(self) -> str:
@@ -522,6 +524,21 @@ class Session(Owned):
 
     def _describe(self) -> str:
         return self.engine._describe()
+
+
+def _repeats_memory(array: NDArray[Any]) -> bool:
+    """Whether elements along one axis are one and the same, as `numpy.broadcast_to` makes them."""
+    return any(n > 1 and not step for n, step in zip(array.shape, array.strides, strict=True))
+
+
+def _share_memory(array: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether they overlap; yes where it would take long to find out."""
+    try:
+        return bool(np.shares_memory(array, other, max_work=_OVERLAP_WORK))
+    except Exception as error:  # its class has another home in NumPy 1
+        if type(error).__name__ != "TooHardError":
+            raise
+        return True
 
 
 def _is_mapping(arrays: tuple[Any, ...]) -> bool:
@@ -550,8 +567,13 @@ def _checked_on_device(spec: TensorSpec, value: Any) -> DeviceInput:
             f"input {spec.name!r} is a shape tensor, whose values are needed on the host; copy it "
             "there with its own library"
         )
-    shape = value.shape if hasattr(value, "shape") else value.__cuda_array_interface__["shape"]
-    known = tuple(int(n) for n in shape)
+    try:
+        shape = value.shape if hasattr(value, "shape") else value.__cuda_array_interface__["shape"]
+        known = tuple(int(n) for n in shape)
+    except Exception as error:  # whatever the object raises
+        raise InputError(
+            f"input {spec.name!r}, a {type(value).__name__}, does not tell its shape: {error!r}"
+        ) from error
     check_shape(spec, known)
     return DeviceInput(value, known, f"input {spec.name!r}")
 
@@ -574,6 +596,8 @@ def _check_cast(spec: TensorSpec, array: NDArray[Any]) -> None:
             )
 
 
+#: Candidate solutions that NumPy looks at to find out whether two arrays overlap.
+_OVERLAP_WORK: Any = 10_000  # some of NumPy's stubs know two values only
 _ORDER = {"bool": 0, "integer": 1, "float": 2}
 
 
@@ -620,5 +644,5 @@ def _is_onnx(model: Any) -> bool:
         return False
     if isinstance(model, (bytes, bytearray, memoryview)):
         # Field 1 of a serialised ModelProto, ir_version, as a varint (onnx.proto).
-        return bytes(model[:1]) == b"\x08"
+        return bytes(_read_plan(model)[2][:1]) == b"\x08"  # a memoryview may be of any shape
     return True

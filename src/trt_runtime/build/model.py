@@ -19,6 +19,9 @@ from ..errors import InputError, ModelError
 #: The key that the location of every external tensor has (onnx.proto).
 _LOCATION = re.compile(b"location")
 
+#: What every reader of ONNX takes for a number, and no more than fits an int64.
+_NUMBER = re.compile("[0-9]{1,18}", re.ASCII)
+
 #: Fields of onnx.proto, by number.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 
@@ -61,7 +64,7 @@ def reading(path: Path) -> Iterator[None]:
         raise ModelError(
             f"there is no ONNX model {str(path)!r} (in {os.getcwd()!r}); check the path"
         ) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a path with a zero byte
         raise ModelError(f"the ONNX model {str(path)!r} cannot be read: {error}") from error
 
 
@@ -144,6 +147,8 @@ def resolved(location: str, folder: Path) -> Path:
 def _external_file(tensor: Any, folder: Path) -> ExternalFile:
     """Where that tensor's data is; raises ValueError, with the reason, unless it may be read."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise ValueError(f"its external data {entries} is not in UTF-8")  # protobuf shows bytes
     location = entries.get("location", "")
     if not location or "\0" in location:
         raise ValueError(f"its location {location!r} is no path")
@@ -161,21 +166,28 @@ def _external_file(tensor: Any, folder: Path) -> ExternalFile:
             "the file beside the model and save the model with a relative location"
         )
     try:
-        offset = int(entries.get("offset") or 0)
+        offset = _bytes(entries.get("offset", "0"))
         size = file.stat().st_size if file.is_file() else None
-        length = int(entries["length"]) if entries.get("length") else max(0, (size or 0) - offset)
+        length = _bytes(entries["length"]) if "length" in entries else max(0, (size or 0) - offset)
     except ValueError:
         raise ValueError(f"the offset or length of {location!r} is no number") from None
     except OSError as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error.strerror or error}") from None
     if size is None:
         raise ValueError(f"there is no file {str(file)!r}; it must lie beside the model")
-    if offset < 0 or length < 0 or offset + length > size:
+    if offset + length > size:
         raise ValueError(
             f"it needs bytes {offset} to {offset + length} of {str(file)!r}, which has {size}; the "
             "file is of another model or was not copied whole"
         )
     return ExternalFile(tensor.name, location, file, offset, length)
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes; raises ValueError for what only Python takes for one, such as "1_0"."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
 
 
 def _may_have_external_data(model: bytes | memoryview) -> bool:

@@ -93,9 +93,25 @@ class Sidecar:
         try:
             if hashlib.sha256(canonical_json(entry["parts"])).hexdigest() != key:
                 raise DamagedEntry("the sidecar is another entry's")
-            return cls(**{**entry, "created": datetime.fromisoformat(entry["created"])})
+            sidecar = cls(**{**entry, "created": datetime.fromisoformat(entry["created"])})
+            sidecar._check()
+            return sidecar
         except (ValueError, TypeError, LookupError) as error:
             raise DamagedEntry(f"the sidecar cannot be read: {error}") from error
+
+    def _check(self) -> None:
+        """Raise ValueError unless everything is of its type; a checksum does not promise that."""
+        for value, kind, what in (
+            (self.parts, dict, "parts"),
+            (self.plan_digest, str, "plan_digest"),
+            (self.plan_bytes, int, "plan_bytes"),
+            (self.model, str, "model"),
+            (self.build_seconds, (int, float), "build_seconds"),
+        ):
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"its {what} is {value!r}")
+        if self.created.utcoffset() is None:
+            raise ValueError("the time at which it was created has no time zone")
 
 
 def sealed(schema: int, entry: Mapping[str, Any]) -> bytes:
@@ -343,11 +359,7 @@ class Store:
         for key in plans.keys() | sidecars.keys():
             sidecar = sidecars.get(key)
             nbytes = plans.get(key, 0) + (sidecar.st_size if sidecar is not None else 0)
-            used = (
-                datetime.fromtimestamp(sidecar.st_mtime, timezone.utc)
-                if sidecar is not None
-                else None
-            )
+            used = _moment(sidecar.st_mtime) if sidecar is not None else None
             files.append(Files(key, nbytes, used, key in plans))
         return sorted(files, key=lambda f: (f.used is not None, f.used or 0, f.key))
 
@@ -413,6 +425,14 @@ class Store:
                 if held and not (plan and self.sidecar_path(key).exists()):
                     with suppress(OSError):
                         os.unlink(found.path)
+
+
+def _moment(seconds: float) -> datetime:
+    """A file's time in UTC; any that no datetime holds is so long ago that the file may go."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, timezone.utc)
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows

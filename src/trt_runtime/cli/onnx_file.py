@@ -89,14 +89,14 @@ def inspect_onnx(path: Path) -> OnnxReport:
         files = external_files(path.read_bytes(), path)
     except ModelError as error:
         files, problem = (), "; ".join(error.problems) or error.message
-    operators = Counter(node.op_type for node in model.graph.node)
+    operators = Counter(_text(node.op_type) for node in model.graph.node)
     weights = list(model.graph.initializer)
     return OnnxReport(
         inputs=inputs,
         outputs=outputs,
         ir_version=model.ir_version,
-        opsets={opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        opsets={_text(opset.domain) or "ai.onnx": opset.version for opset in model.opset_import},
+        producer=f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
         nodes=len(model.graph.node),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         parameters=sum(prod(weight.dims) for weight in weights),
@@ -123,7 +123,7 @@ def input_specs(path: Path) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             tensor.name,
-            np.dtype(_numpy_name(tensor.dtype)),
+            _numpy_dtype(tensor),
             tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
             "input",
         )
@@ -138,16 +138,29 @@ def _tensor(value: Any) -> OnnxTensor:
     shape: list[int | str] = []
     for dim in tensor.shape.dim:
         known = dim.HasField("dim_value") and dim.dim_value >= 0
-        shape.append(dim.dim_value if known else dim.dim_param or "?")
-    return OnnxTensor(
-        value.name, onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), tuple(shape)
-    )
+        shape.append(dim.dim_value if known else _text(dim.dim_param) or "?")
+    try:
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    except ValueError:  # a type that this onnx does not know
+        dtype = f"type {tensor.elem_type}"
+    return OnnxTensor(_text(value.name), dtype, tuple(shape))
 
 
-def _numpy_name(dtype: str) -> Any:
+def _text(value: str | bytes) -> str:
+    """A string of the model, which protobuf gives as bytes if it is not in UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+
+
+def _numpy_dtype(tensor: OnnxTensor) -> np.dtype[Any]:
     import onnx
 
-    return onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(dtype.upper()))
+    try:
+        number = onnx.TensorProto.DataType.Value(tensor.dtype.upper())
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            f"input {tensor.name!r} has the type {tensor.dtype!r}, of which there are no arrays"
+        ) from None
 
 
 def _nbytes(weight: Any) -> int:

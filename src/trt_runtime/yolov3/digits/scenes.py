@@ -81,7 +81,7 @@ class Scene:
 @functools.cache
 def load_digits(part: Part) -> Digits:
     """The digits to train on, or those that are held out; no digit is in both."""
-    with np.load(Path(__file__).with_name("digits.npz")) as file:
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         fields = file["images"].astype(np.float32) / 16
         labels = file["labels"].astype(np.int64)
     chosen = slice(None, -HELD_OUT_DIGITS) if part == "training" else slice(-HELD_OUT_DIGITS, None)

@@ -28,6 +28,10 @@ class LoadedNetwork:
         self.inputs = [t for t in self.tensors if t.is_input]
         self.outputs = [t for t in self.tensors if not t.is_input]
         self.profiles = [Profile.from_json(values) for values in header["profiles"]]
+        for tensor in self.tensors:
+            tensor.check()
+        for profile in self.profiles:
+            profile.check(self.inputs)
         self.layers = [(layer_name(node), node.op_type) for node in proto.graph.node]
         self.scratch_bytes = _SCRATCH_PER_LAYER * max(1, len(self.layers))
         #: Whether the plan came without its weights, and none were given yet.

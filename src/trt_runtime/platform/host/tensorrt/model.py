@@ -50,6 +50,12 @@ class Tensor:
             is_shape_tensor=values["is_shape_tensor"],
         )
 
+    def check(self) -> None:
+        """Raise unless everything is of its type, as it may not be in a forged plan."""
+        sizes = all(type(n) is int and -1 <= n < 2**63 for n in self.dims)
+        if not sizes or not isinstance(self.name, str):
+            raise ValueError(f"no tensor: {self}")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -203,7 +209,9 @@ def _border_problem(value: Any) -> str | None:
         return f"is not a tensor but {kind or 'untyped'}"
     element = value.type.tensor_type.elem_type
     if element not in ONNX_TYPES:
-        return f"has the unsupported type {onnx.TensorProto.DataType.Name(element)}"
+        known = element in onnx.TensorProto.DataType.values()
+        name = onnx.TensorProto.DataType.Name(element) if known else element
+        return f"has the unsupported type {name}"
     if not value.type.tensor_type.HasField("shape"):
         return "has no rank"
     return None
@@ -241,7 +249,7 @@ def _load_external_weights(model: Any, path: str | None) -> None:
         )
     folder = Path(path).parent.resolve()
     for tensor in tensors:
-        location = external.ExternalDataInfo(tensor).location
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
         if not (folder / location).resolve().is_relative_to(folder):
             raise ModelRefused(
                 Problem(

@@ -128,6 +128,9 @@ class OnnxParser(TensorRTObject):
         except ModelRefused as refused:
             self._refuse(list(refused.problems))
             return False
+        except (ValueError, TypeError) as error:  # of onnx, where text is no UTF-8, say
+            self._refuse([Problem(ErrorCode.MODEL_DESERIALIZE_FAILED, f"Not ONNX: {error}")])
+            return False
         _warn_about_unused_inputs(self, model, tensors)
         self._network._fill(model)
         return True

@@ -53,12 +53,21 @@ def unpack(plan: bytes | memoryview, version: str) -> tuple[dict[str, Any], byte
             f"(the checksum of the {len(data)} byte plan does not match: truncated or corrupt)"
         )
     (length,) = _LENGTH.unpack(body[len(MAGIC) : start])
-    header: dict[str, Any] = json.loads(bytes(body[start : start + length]))
-    _check_version(header, version)
-    if header["device"] != DEVICE:
+    try:
+        header: dict[str, Any] = json.loads(bytes(body[start : start + length]))
+        device = header["device"]
+        _check_version(header, version)
+    except PlanRefused:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise PlanRefused(
+            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization "
+            f"(the header cannot be read, the plan is corrupt: {error!r})"
+        ) from error
+    if device != DEVICE:
         raise PlanRefused(
             "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file "
-            f"is generated on an incompatible device, expecting {DEVICE} got {header['device']}, "
+            f"is generated on an incompatible device, expecting {DEVICE} got {device}, "
             "please rebuild.)"
         )
     return header, bytes(body[start + length :])

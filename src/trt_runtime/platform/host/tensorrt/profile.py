@@ -108,6 +108,17 @@ class Profile:
 
         return cls(ranges(values["shapes"]), ranges(values["values"]))
 
+    def check(self, inputs: Sequence[Tensor]) -> None:
+        """Raise unless it has a range of integers for each of these inputs."""
+        for tensor in inputs:
+            known = [(self.shapes[tensor.name], len(tensor.dims))]
+            if tensor.is_shape_tensor:
+                known.append((self.values[tensor.name], tensor.dims[0] if tensor.dims else 1))
+            for given, count in known:
+                for dims in given.as_list():
+                    if len(dims) != count or not all(type(n) is int for n in dims):
+                        raise ValueError(f"no range of {tensor.name}: {given}")
+
 
 class ProfileRefused(ValueError):
     """Profiles that do not fit the network; the message is what TensorRT logs."""

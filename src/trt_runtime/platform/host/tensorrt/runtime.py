@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ....errors import NoTensorRTError
 from . import plan
 from .engine import ICudaEngine
+from .enums import EngineCapability, HardwareCompatibilityLevel, ProfilingVerbosity
 from .interfaces import ILogger
 from .loaded import LoadedNetwork
 from .plan import PlanRefused
@@ -42,13 +45,14 @@ class Runtime(TensorRTObject):
         except PlanRefused as refused:
             self._error(str(refused))
             return None
-        if header["carries_host_code"] and not self.engine_host_code_allowed:
+        if header.get("carries_host_code", True) and not self.engine_host_code_allowed:
             self._error(
                 "IRuntime::deserializeCudaEngine: Error Code 3: API Usage Error (The plan carries "
                 "host code, its lean runtime, and engine_host_code_allowed is False)"
             )
             return None
         try:
+            _require_complete(header)
             network = LoadedNetwork(header, model)
         except NoTensorRTError:
             raise
@@ -56,3 +60,13 @@ class Runtime(TensorRTObject):
             self._error(f"IRuntime::deserializeCudaEngine: Error Code 1: Serialization ({error})")
             return None
         return ICudaEngine(self, header, network, bytes(serialized_engine))
+
+
+def _require_complete(header: dict[str, Any]) -> None:
+    """Raise unless the header has what an engine will be asked for; a checksum does not say so."""
+    ProfilingVerbosity(header["profiling_verbosity"])
+    HardwareCompatibilityLevel(header["hardware_compatibility_level"])
+    EngineCapability(header["engine_capability"])
+    given = (header["flags"], header.get("tactic_sources", 0), header.get("stripped_bytes") or 0)
+    if not isinstance(header["name"], str) or not all(type(value) is int for value in given):
+        raise ValueError("the header's name, flags, tactic sources or stripped bytes are none")
