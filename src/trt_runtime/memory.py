@@ -31,12 +31,6 @@ class PageLocked(np.ndarray[Any, np.dtype[np.uint8]]):
     """
 
 
-def is_page_locked(array: NDArray[Any]) -> bool:
-    """Whether an array, or what it is a view of, shows memory that `PinnedBlock` allocated."""
-    base = array.base
-    return type(base) is PageLocked or (type(base) is np.ndarray and type(base.base) is PageLocked)
-
-
 class PinnedBlock(Counted):
     """Page-locked memory that is freed when its last holder gives it up."""
 

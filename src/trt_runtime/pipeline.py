@@ -62,14 +62,14 @@ KEPT_GRAPHS = 16
 LENT_BYTES = 256 << 20
 #: Inputs up to this size are staged in page-locked memory, whose copy a graph can hold; the
 #: driver stages larger ones itself, which is faster than a copy here and the transfer after it
-#: (benchmarks/results: 4.4 MB in 0.33 ms against 0.46 to 0.50 ms on one H200).
+#: (benchmarks/results/2026-11-24-h200-speed.md: 4.4 MB in 0.33 ms against 0.46 to 0.50).
 STAGED_BYTES = 256 << 10
-#: What crosses for an inference, up to which its copies are brief: they take the device, and a
-#: copy of the results the host, a few microseconds.
+#: What crosses for an inference, up to which its copies are brief. Chosen, not measured: at the
+#: 50 GB/s of an H200's link it is 1.3 µs.
 BRIEF_BYTES = 64 << 10
 #: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
-#: have fewer steps, are faster (benchmarks/results: with six, 1.011 against 1.001 of a loop by
-#: hand; with three, 1.026 against 1.053).
+#: have fewer steps, are faster (the same file, by benchmarks/overlap.py: with six, 1.011 against
+#: 1.001 of a loop by hand; with three, 1.026 against 1.053).
 OVERLAPPED_CONTEXTS = 4
 
 _next_serial = itertools.count().__next__
@@ -424,7 +424,7 @@ class Track:
             if flight.claimed:
                 return
             flight.claimed = True
-            driver, results = self.slot.driver, flight.results
+            driver, results, targets = self.slot.driver, flight.results, flight.targets
             try:
                 try:
                     driver.stream_synchronize(self.handle)
@@ -432,7 +432,10 @@ class Track:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
                 if results is not None:
-                    flight.arrays = results.give() if flight.targets is None else collect(flight)
+                    assert targets != "device"
+                    flight.arrays = (
+                        results.give() if targets is None else _deliver(targets, results.shown)
+                    )
             except BaseException as error:
                 flight.error = error
                 if not isinstance(error, Exception):
@@ -707,14 +710,6 @@ def _idle_tracks(slot: Slot) -> int:
 
 def _serial(flight: Flight) -> int:
     return flight.serial
-
-
-def collect(flight: Flight) -> Arrays:
-    """The results of a flight that has ended, as the caller's own arrays."""
-    results, targets = flight.results, flight.targets
-    assert results is not None
-    assert targets != "device"
-    return results.give() if targets is None else _deliver(targets, results.shown)
 
 
 def _deliver(targets: Mapping[str, NDArray[Any]], arrays: Arrays) -> Arrays:

@@ -247,7 +247,7 @@ class Session(Owned):
         """
         primary = self._primary
         with self._record as opened:
-            previous = primary.enter()
+            previous = primary.enter()  # as `current`, without an object for each call
             try:
                 flight: Flight = opened.pipeline.submit(*self._arrange(arrays, named, outputs))
                 return flight.finish()

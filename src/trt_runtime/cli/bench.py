@@ -81,9 +81,7 @@ def bench(
     device: shared.Device = None,
     tensorrt: shared.TensorRT = None,
     cache_dir: shared.CacheDirectory = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build anew, and keep nothing.")
-    ] = False,
+    no_cache: shared.NoCache = False,
     trust_host_code: shared.TrustHostCode = False,
     lean_library: shared.LeanLibrary = None,
     json: shared.Json = False,
