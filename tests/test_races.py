@@ -27,7 +27,7 @@ DEADLINE_SECONDS = 20.0
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 PRELUDE = """
-import asyncio, faulthandler, gc, os, random, signal, sys, threading, time, warnings
+import asyncio, faulthandler, gc, os, random, signal, sys, threading, time, traceback, warnings
 import numpy as np
 from tests.models import dynamic, reference, static
 from trt_runtime import *
@@ -55,8 +55,10 @@ def interrupt(number, frame):
             signal.setitimer(signal.ITIMER_REAL, 2e-5)
             return
         frame = frame.f_back
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
+# What is interrupted before its `with` is reported as forgotten; that it is released counts here.
+warnings.simplefilter("ignore", ResourceWarning)
 signal.signal(signal.SIGALRM, interrupt)
 sys.unraisablehook = lambda dropped: signal.setitimer(signal.ITIMER_REAL, 1e-3)
 
@@ -73,15 +75,12 @@ def opens():
 
 def infers():
     with Session(plan, device="host") as session:
-        for _ in range(9):
-            session.infer(feed)
         arm()
         while endless:
             session.infer(feed)
 
-def many():  # a graph that is being made is a handle that can be lost
-    with Session(plan, device="host", graphs=False) as session:
-        list(session.infer_many([feed] * 20))
+def many():
+    with Session(plan, device="host") as session:
         arm()
         while endless:
             for results in session.infer_many([feed] * 20):
@@ -89,13 +88,18 @@ def many():  # a graph that is being made is a handle that can be lost
 
 def awaits():
     with Session(plan, device="host") as session:
-        for _ in range(20):
-            session.infer_async(feed).result()
+        session.infer_async(feed).result()
         arm()
         while endless:
             futures = [session.infer_async(feed) for _ in range(8)]
             for future in futures:
                 future.result()
+
+def keeps():  # the results stay on the device
+    with Session(plan, device="host") as session:
+        arm()
+        while endless:
+            session.infer(feed, outputs="device")
 
 def captures():
     arm()
@@ -128,7 +132,7 @@ lasts, endless = 1.0, False
 began = time.perf_counter()
 work()
 lasts, endless = time.perf_counter() - began, True
-interrupted, strict = 0, work in (infers, many, awaits)
+interrupted, at_once = 0, work in (infers, many, awaits)
 for number in range(int(sys.argv[3])):
     try:
         try:
@@ -140,10 +144,15 @@ for number in range(int(sys.argv[3])):
         where = error
     else:
         continue
+    if not at_once:  # what was interrupted before its `with` goes with the exception
+        told = traceback.format_exception(where)
+        where = None
+        gc.collect()
     try:
-        if strict:
-            ledger.assert_empty()
+        ledger.assert_empty()
     except AssertionError as error:
+        if not at_once:
+            print("".join(told), file=sys.stderr)
         raise error from where
     finally:
         where = None
@@ -252,7 +261,7 @@ def run(text: str, seed: int, *arguments: str, cache: Path) -> subprocess.Comple
 
 
 @posix
-@pytest.mark.parametrize("what", ["infers", "many", "awaits"])
+@pytest.mark.parametrize("what", ["infers", "many", "awaits", "keeps"])
 def test_an_interrupt_at_any_point_of_an_inference_leaves_nothing(
     what: str, tmp_path: Path
 ) -> None:
@@ -264,10 +273,9 @@ def test_an_interrupt_at_any_point_of_an_inference_leaves_nothing(
 
 @posix
 @pytest.mark.parametrize("what", ["opens", "captures", "builds", "loads"])
-def test_an_interrupt_at_any_point_of_opening_and_closing_neither_hangs_nor_crashes(
+def test_an_interrupt_at_any_point_of_opening_and_closing_leaves_nothing(
     what: str, tmp_path: Path
 ) -> None:
-    # A handle that a call has just returned is lost with the call when the signal is handled there.
     for seed in range(TIMES):
         done = run(INTERRUPTED, seed, what, "10", cache=tmp_path)
         assert done.returncode == 0, (seed, done.stdout, done.stderr)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .device import PrimaryContext
 from .errors import BusyError, EngineError, InputError, PendingWorkError, UnsupportedError
+from .interrupts import uninterrupted
 from .memory import DeviceBlock, PinnedBlock, typed
 from .ownership import Owned, Record, release_all
 from .stream import LastUse, Stream, _same_device, ordered
@@ -145,13 +146,15 @@ class _Memory:
         self.last_use = primary.create(lambda: LastUse(primary.driver), LastUse.destroy)
 
     def pinned(self, nbytes: int) -> PinnedBlock:
-        block = PinnedBlock(self.primary, nbytes)
-        self.blocks.append(block)
+        with uninterrupted():
+            block = PinnedBlock(self.primary, nbytes)
+            self.blocks.append(block)
         return block
 
     def device(self, nbytes: int) -> DeviceBlock:
-        block = DeviceBlock(self.primary, nbytes)
-        self.blocks.append(block)
+        with uninterrupted():
+            block = DeviceBlock(self.primary, nbytes)
+            self.blocks.append(block)
         return block
 
     def release(self) -> None:
@@ -237,7 +240,7 @@ class BindingSet(Owned, Mapping[str, Binding]):
             {**(shapes or {}), **{name: array.shape for name, array in arrays.items()}}
         )
         self.profile = context.engine._fitting_profile(known, arrays)
-        with context._record, ExitStack() as stack:
+        with uninterrupted(), context._record, ExitStack() as stack:
             memory = _Memory(self._primary)
             stack.callback(memory.release)
             self._bindings = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .device import PrimaryContext
 from .errors import BusyError, InputError
+from .interrupts import uninterrupted
 from .memory import DeviceBlock, PinnedBlock
 from .ownership import Owned, Record, insist, release_all
 from .stream import LastUse, Stream, _same_device, ordered
@@ -74,7 +75,8 @@ class _GrownOutputs:
         small = self.blocks.get(name)
         if small is not None and small.nbytes >= nbytes:
             return small.address
-        block = self.blocks[name] = DeviceBlock(self.primary, nbytes)
+        with uninterrupted():
+            block = self.blocks[name] = DeviceBlock(self.primary, nbytes)
         if small is not None:
             release_all([self.last_use.wait, small.free])
         return block.address
@@ -192,7 +194,8 @@ class _State:
             return
         driver = self.primary.driver
         if not self.setup_stream:
-            self.setup_stream = driver.stream_create(0)
+            with uninterrupted():
+                self.setup_stream = driver.stream_create(0)
         self.last_use.wait()
         self.plan_context.set_profile(index, self.setup_stream)
         insist(lambda: driver.stream_synchronize(self.setup_stream))
@@ -223,7 +226,7 @@ class ExecutionContext(Owned):
         self._turn = _Turn(f"execution context of {engine.name!r}")
         self._bound: Record | None = None
         self._profiler: Profiler | None = None
-        with engine._record, ExitStack() as stack:
+        with uninterrupted(), engine._record, ExitStack() as stack:
             state = self._primary.create(lambda: _State(self._primary, engine), _State.release)
             stack.callback(state.release)
             if name is not None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from .errors import HostDeviceWarning, InputError, NoDeviceError, NoTensorRTError
+from .interrupts import uninterrupted
 from .ownership import Owned, insist, release_all
 from .platform import Kind, Platform, cuda_platform, host_platform
 from .platform.driver import Driver
@@ -143,8 +144,9 @@ class Device(Owned):
         self.kind = platform.kind
         self.ordinal = ordinal
         self._driver = platform.driver
-        self._primary = PrimaryContext(platform.driver, ordinal)
-        self._own(self._primary, PrimaryContext.drop, label=f"Device {self.kind}:{ordinal}")
+        with uninterrupted():
+            self._primary = PrimaryContext(platform.driver, ordinal)
+            self._own(self._primary, PrimaryContext.drop, label=f"Device {self.kind}:{ordinal}")
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from .build.weights import check_same_border, read_proto, weights_of
 from .device import Device, borrow_or_open
 from .errors import BusyError, DtypeError, InputError, NotAPlanError, PlanError, ShapeError
 from .inspection import EngineReport, PlanValidity, make_report
+from .interrupts import uninterrupted
 from .ownership import Owned, Record
 from .platform.tensorrt import offline_flavour, plan_version
 from .standstill import standstill
@@ -122,7 +123,7 @@ class Engine(Owned):
             There is no such plugin library, or TensorRT cannot load it.
         """
         name, path, data = _read_plan(plan)
-        with ExitStack() as stack:
+        with uninterrupted(), ExitStack() as stack:
             opened, then = borrow_or_open(device, stack)
             library = opened.platform.tensorrt(tensorrt)
             with opened._record as primary:

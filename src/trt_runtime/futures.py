@@ -63,10 +63,16 @@ class Dispatcher:
 
     def dispatch(self, submit: Submit) -> InferenceFuture:
         """A future of what ``submit`` will enqueue; waits while too many are pending."""
-        if threading.current_thread() is not self._completer:  # a callback: the room is its to make
-            self._room.get()
-        future = InferenceFuture()
-        self._orders.put((future, submit))
+        try:
+            if threading.current_thread() is not self._completer:  # a callback's is its own to make
+                self._room.get()
+            future = InferenceFuture()
+            self._orders.put((future, submit))
+        except BaseException:
+            # Whether it had taken its place an interrupt leaves unknown. One too many does no harm;
+            # with one too few each time, nobody would get any in the end.
+            self._room.put(None)
+            raise
         return future
 
     def close(self) -> None:

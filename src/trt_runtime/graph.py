@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from .errors import CudaError, InputError, UnsupportedError
+from .interrupts import uninterrupted
 from .ownership import Owned, insist
 from .stream import Stream, _same_device, ordered
 
@@ -75,7 +76,7 @@ class CudaGraph(Owned):
         self.bindings = bindings
         self._primary = primary = context.device._primary
         driver = primary.driver
-        with context._record, bindings._record as memory, ExitStack() as cleanup:
+        with uninterrupted(), context._record, bindings._record as memory, ExitStack() as cleanup:
             last_use = memory.last_use  # launches are uses of the bindings, which outlive the graph
 
             def destroy(executable: int) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 
 from . import dlpack
 from .errors import CudaError, DtypeError, InputError, add_note
+from .interrupts import uninterrupted
 from .lending import Lender, shown
 from .platform.driver import LEGACY_STREAM
 from .pool import PooledBlock
@@ -319,12 +320,13 @@ def _from_cuda_array_interface(value: Any, stream: Stream, what: str) -> Borrowe
                 "the per-thread one"
             )
         if producer is not None and producer != handle:
-            written = LastUse(driver)
-            try:
-                written.end(None, producer)
-                written.begin(stream, handle)
-            finally:
-                written.destroy()
+            with uninterrupted():
+                written = LastUse(driver)
+                try:
+                    written.end(None, producer)
+                    written.begin(stream, handle)
+                finally:
+                    written.destroy()
     return BorrowedArray((value, interface), address, shape, dtype)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .device import Device, PrimaryContext, borrow_or_open
 from .errors import InputError
+from .interrupts import uninterrupted
 from .lending import Counted, DeviceMemory, Lender
 from .ownership import Owned
 from .stream import LastUse, Stream, _same_device, ordered
@@ -134,7 +135,7 @@ class _Buffer(Owned):
             )
         self.dtype = np.dtype(dtype)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-        with ExitStack() as stack:
+        with uninterrupted(), ExitStack() as stack:
             self.device, then = borrow_or_open(device, stack)
             self._driver = self.device._driver
             primary = self.device._primary

@@ -25,6 +25,7 @@ from types import CoroutineType, FrameType, GeneratorType, MethodType, Traceback
 from typing import Any, TypeVar
 
 from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_note
+from .interrupts import uninterrupted
 
 logger = logging.getLogger("trt_runtime")
 
@@ -236,8 +237,10 @@ class Record:
             release_all(
                 [
                     self._wait_for_users,
-                    self._close_children,
-                    self._destroy_handle,
+                    # Again after an interrupt that came before they had begun: each does nothing
+                    # the second time, and what follows must not be released before.
+                    partial(insist, self._close_children),
+                    partial(insist, self._destroy_handle),
                     self._leave_parents,
                     self._run_what_follows,
                 ]
@@ -309,10 +312,11 @@ class Record:
         release_all([partial(child.close, closing_parent=True) for child in children])
 
     def _destroy_handle(self) -> None:
-        # Taken out before it is destroyed: a re-entrant close finds nothing left to destroy.
-        handle, self.handle = self.handle, None
-        destroy, self._destroy = self._destroy, _leave_to_the_process
-        destroy(handle)
+        with uninterrupted():
+            # Taken out before it is destroyed: a re-entrant close finds nothing left to destroy.
+            handle, self.handle = self.handle, None
+            destroy, self._destroy = self._destroy, _leave_to_the_process
+            destroy(handle)
 
     def _leave_parents(self) -> None:
         with self._lock:
@@ -323,8 +327,12 @@ class Record:
             parent.children.pop(self, None)
 
     def _run_what_follows(self) -> None:
-        steps, self._then = self._then, []
-        release_all(steps)
+        try:
+            release_all(self._then)
+        except Exception:
+            self._then = []
+            raise
+        self._then = []  # not before: an interrupted close begins again
 
 
 def _may_use_records(thread: int) -> bool:
@@ -377,13 +385,18 @@ def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
         record.close()
     except CudaError as error:
         if not (at_exit and error.code == _CUDA_ERROR_DEINITIALIZED):
-            logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
+            _report_failure(record, error)
     except Exception as error:
-        logger.error("%s was never closed, and releasing it failed: %s", record.label, error)
+        _report_failure(record, error)
     finally:
         _patience.seconds = None
     if not record.quiet:
         warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
+
+
+def _report_failure(record: Record, error: Exception) -> None:
+    # As text: a log record that is kept would keep the exception, and with it every frame it names.
+    logger.error("%s was never closed, and releasing it failed: %s", record.label, str(error))
 
 
 class Owned:

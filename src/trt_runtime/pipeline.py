@@ -28,6 +28,7 @@ from .engine import Engine
 from .errors import InputError, OutOfMemoryError, ShapeError, UnsupportedError
 from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
+from .interrupts import uninterrupted
 from .memory import PinnedBlock
 from .ownership import insist, release_all
 from .pool import DevicePool
@@ -297,6 +298,10 @@ class Lane:
 
     def give_on_device(self) -> Outputs:
         """The outputs as device arrays of the caller's, to be filled by work on the stream."""
+        with uninterrupted():
+            return self._on_device()
+
+    def _on_device(self) -> Outputs:
         track, driver = self.track, self.track.slot.driver
         arrays: Outputs = {}
         for binding in self.bindings._outputs:
@@ -513,7 +518,8 @@ class Slot:
         try:
             lane = track.lane
             if lane is None or lane.shapes.key != key:
-                lane = track.lane = self._lane(key, track, inputs)
+                with uninterrupted():
+                    lane = track.lane = self._lane(key, track, inputs)
             if targets is not None and targets != "device":
                 lane.check(targets)
         except BaseException:
@@ -616,8 +622,9 @@ class Slot:
             nbytes = sum(nbytes for _, _, nbytes in outputs.values())
             if lends and not self.pipeline.may_lend(nbytes):
                 return self._take_results(lane, False)
-            results = Results(self.context._primary, outputs, lends=lends)
-            kept.append(results)
+            with uninterrupted():
+                results = Results(self.context._primary, outputs, lends=lends)
+                kept.append(results)
         results.in_flight = True
         return results
 

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 
 from .device import Device, PrimaryContext, borrow_or_open
 from .errors import ClosedError, InputError, OutOfMemoryError
+from .interrupts import uninterrupted
 from .lending import DeviceMemory
 from .memory import DeviceBlock
 from .ownership import Owned, release_all
@@ -175,11 +176,12 @@ class _Shelf:
         self._tidy()
 
     def _tidy(self) -> None:
-        while self._returned and self._lock.acquire(blocking=False):
-            try:
-                self._sort_in()
-            finally:
-                self._lock.release()
+        with uninterrupted():
+            while self._returned and self._lock.acquire(blocking=False):
+                try:
+                    self._sort_in()
+                finally:
+                    self._lock.release()
 
     def _sort_in(self) -> None:
         """Make returned blocks idle, and free what is too much; the lock must be held."""
@@ -285,7 +287,7 @@ class DevicePool(Owned):
             The device has not that much free, also after the pool gave up what it kept.
         """
         _same_device(self.device, stream.device, "pool", "stream")
-        with self._record as shelf, stream._record as handle:
+        with uninterrupted(), self._record as shelf, stream._record as handle:
 
             def take() -> PooledBlock:
                 block: PooledBlock = shelf.take(nbytes)

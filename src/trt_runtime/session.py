@@ -25,6 +25,7 @@ from .engine import Engine, _read_plan, check_shape
 from .errors import DtypeError, InputError, ModelError, ShapeError
 from .futures import Dispatcher, InferenceFuture
 from .interop import DeviceArray, is_device_array
+from .interrupts import uninterrupted
 from .memory import PinnedBlock, typed
 from .ownership import Owned, release_all
 from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
@@ -186,16 +187,17 @@ class Session(Owned):
             self._primary = engine.device._primary
             #: Whether every input has one shape only, so that one key is enough.
             self._fixed = not any(s.is_dynamic or s.is_shape_tensor for s in engine.inputs)
-            opened_now = _Open(Pipeline(engine, contexts, graphs=graphs))
-            stack.pop_all()
-            # The newest child of both, so that closing either closes the session first.
-            self._own(
-                opened_now,
-                _Open.close,
-                parents=[engine, engine.device],
-                then=then,
-                label=f"Session {engine.name!r}",
-            )
+            with uninterrupted():
+                opened_now = _Open(Pipeline(engine, contexts, graphs=graphs))
+                stack.pop_all()
+                # The newest child of both, so that closing either closes the session first.
+                self._own(
+                    opened_now,
+                    _Open.close,
+                    parents=[engine, engine.device],
+                    then=then,
+                    label=f"Session {engine.name!r}",
+                )
 
     @overload
     def infer(
@@ -357,11 +359,12 @@ class Session(Owned):
             known = self.engine._input_shapes(shapes or {})
             buffers = {}
             for spec in self.inputs:
-                block = PinnedBlock(self._primary, spec.nbytes(known[spec.name]))
-                try:
-                    buffers[spec.name] = typed(block.export(), known[spec.name], spec.dtype)
-                finally:
-                    block.drop()
+                with uninterrupted():
+                    block = PinnedBlock(self._primary, spec.nbytes(known[spec.name]))
+                    try:
+                        buffers[spec.name] = typed(block.export(), known[spec.name], spec.dtype)
+                    finally:
+                        block.drop()
             return buffers
 
     def benchmark(
@@ -528,7 +531,8 @@ class Session(Owned):
 
 def _repeats_memory(array: NDArray[Any]) -> bool:
     """Whether elements along one axis are one and the same, as `numpy.broadcast_to` makes them."""
-    return any(n > 1 and not step for n, step in zip(array.shape, array.strides, strict=True))
+    repeated = any(n > 1 and not step for n, step in zip(array.shape, array.strides, strict=True))
+    return repeated and array.size > 0
 
 
 def _share_memory(array: NDArray[Any], other: NDArray[Any]) -> bool:

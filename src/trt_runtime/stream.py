@@ -9,6 +9,7 @@ from typing import Any
 
 from .device import Device, PrimaryContext, borrow_or_open
 from .errors import InputError
+from .interrupts import uninterrupted
 from .ownership import Owned, Record, insist, release_all
 from .platform.driver import Driver
 
@@ -90,7 +91,7 @@ class Event(Owned):
     __slots__ = ("_driver", "device", "timing")
 
     def __init__(self, device: Device | str | int | None = None, *, timing: bool = False) -> None:
-        with ExitStack() as stack:
+        with uninterrupted(), ExitStack() as stack:
             self.device, then = borrow_or_open(device, stack)
             self.timing = timing
             self._driver = self.device._driver
@@ -153,7 +154,7 @@ class Stream(Owned):
     __slots__ = ("_driver", "device", "owner")
 
     def __init__(self, device: Device | str | int | None = None, *, priority: int = 0) -> None:
-        with ExitStack() as stack:
+        with uninterrupted(), ExitStack() as stack:
             self.device, then = borrow_or_open(device, stack)
             self.owner: Any = None
             self._driver = driver = self.device._driver

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..device import PrimaryContext
 from ..errors import DtypeError, InputError, ShapeError
+from ..interrupts import uninterrupted
 from ..memory import DeviceBlock
 from ..ownership import insist, release_all
 from ..tensor import Shape, format_shape
@@ -191,12 +192,14 @@ class CalibrationFeed:
             return []
         arrays = self._checked(batch)
         driver = self._primary.driver
-        stream = self._stream = self._stream or driver.stream_create(0)
+        with uninterrupted():
+            stream = self._stream = self._stream or driver.stream_create(0)
         try:
             for name in names:
                 array = arrays[name]
                 if name not in self._blocks:
-                    self._blocks[name] = DeviceBlock(self._primary, array.nbytes)
+                    with uninterrupted():
+                        self._blocks[name] = DeviceBlock(self._primary, array.nbytes)
                 address = self._blocks[name].address
                 if array.nbytes:
                     driver.memcpy_htod_async(address, array.ctypes.data, array.nbytes, stream)
