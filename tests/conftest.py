@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
+
+
+_INJECTED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture(scope="session")
+def injected(pytestconfig: pytest.Config) -> Counter[str]:
+    """How many runs met a fault, by the kind of fault; the report ends with it."""
+    return pytestconfig.stash.setdefault(_INJECTED, Counter())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    injected = config.stash.get(_INJECTED, Counter())
+    if injected:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in injected.items())
+        terminalreporter.write_line(f"runs with a fault in them: {injected.total():,} ({kinds})")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import InputError, UnsupportedError
 from .graph import CudaGraph
+from .ownership import insist
 from .staged import Arrays, StagedInference, measured_inputs
 from .tensor import Shape, format_shape
 
@@ -286,6 +287,7 @@ def _floor(staged: StagedInference, stack: ExitStack) -> list[Callable[[], objec
         graph = stack.enter_context(CudaGraph(context, staged.bindings, staged.stream))
     except UnsupportedError:
         return []
+    stack.callback(insist, staged.wait)  # its launches are not its own
     driver, stream, executable = context.device._driver, staged.stream.handle, graph._record.handle
 
     def call() -> None:

@@ -58,7 +58,8 @@ class Counted:
         try:
             self.drop()
         except Exception as error:
-            logger.error("freeing memory of a collected array failed: %s", error)
+            why = str(error)  # the error itself would keep its frames alive, and what they hold
+            logger.error("freeing memory of a collected array failed: %s", why)
 
     def _release(self) -> None:
         raise NotImplementedError

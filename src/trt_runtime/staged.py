@@ -18,6 +18,7 @@ from .bindings import BindingSet
 from .context import ExecutionContext
 from .errors import InputError, UnsupportedError
 from .graph import CudaGraph
+from .ownership import insist
 from .stream import Event, Stream
 from .tensor import Shape, TensorSpec, format_shape
 
@@ -118,7 +119,7 @@ class StagedInference:
                 self.bindings[spec.name].host[...] = inputs[spec.name]
         #: Start, sent, may compute, computed, received.
         self.points = [stack.enter_context(Event(device, timing=True)) for _ in range(5)]
-        stack.callback(self.stream.synchronize)
+        stack.callback(insist, self.stream.synchronize)
         self._handle = self.stream.handle
         self._points = [point.handle for point in self.points]
         self._grows = any(binding.data_dependent for binding in self.bindings.values())
@@ -131,6 +132,8 @@ class StagedInference:
                 self.graph = stack.enter_context(
                     CudaGraph._around(context, self.bindings, self.stream, _nothing, _nothing)
                 )
+                # Its launches are not its own: it must not go before they have ended.
+                stack.callback(insist, self.stream.synchronize)
             except UnsupportedError as error:
                 self.refusal = error.message
 

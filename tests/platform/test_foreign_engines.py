@@ -6,16 +6,20 @@ The crashes that these tests stand for were seen on a GPU: an engine of TensorRT
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from trt_runtime import BuildConfig, UnsupportedError, build_plan
+from trt_runtime import BuildConfig, EngineError, UnsupportedError, build_plan
 from trt_runtime.platform.tensorrt.flavours import FLAVOURS
 from trt_runtime.platform.tensorrt.runtime import PlanEngine, plan_generation, plan_version
 
+from ..conftest import without_gpu
 from ..models import static
 
 #: The first bytes of a version-compatible plan of 8.6.0, read off one.
@@ -149,3 +153,54 @@ def test_an_engine_of_the_same_generation_gets_its_scratch_memory_from_us() -> N
         plan_engine.scratch_bytes  # noqa: B018
     plan_engine.create_context()
     assert engine.made_with == ("user managed",)
+
+
+class Hollow:
+    """What lean and dispatch runtimes give when CUDA does not start."""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.fail(f"{name}: this call crashes the process")
+
+    def __del__(self) -> None:
+        raise AssertionError("to release it crashes the process")
+
+
+def test_a_runtime_that_could_not_start_is_neither_used_nor_released() -> None:
+    lines: list[str] = []
+
+    def runtime(_: Any) -> Hollow:
+        lines.append("createInferRuntime: Error Code 6: API Usage Error (CUDA initialization ...)")
+        return Hollow()
+
+    library: Any = SimpleNamespace(
+        module=SimpleNamespace(Runtime=runtime),
+        flavour=FLAVOURS["tensorrt_lean"].of_release("11.4.0"),
+        name="tensorrt_lean",
+        version="11.4.0",
+        log=SimpleNamespace(logger=None, capture=lambda: nullcontext(lines)),
+    )
+    with pytest.raises(EngineError, match=r"tensorrt_lean 11\.4\.0 could not start CUDA.*doctor"):
+        PlanEngine(library, HEADER_8_6, trust_host_code=True, lean_library=None)
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["tensorrt_lean", "tensorrt_dispatch"])
+def test_a_runtime_without_a_builder_is_an_error_without_a_gpu_and_not_a_crash(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    program = f"""
+from trt_runtime import EngineError, NoDeviceError, Session
+from trt_runtime.platform.tensorrt import load_tensorrt
+try:
+    Session(b"ftrt" + bytes(100), device="cuda", tensorrt={name!r})
+except NoDeviceError:
+    print("no device")
+try:
+    load_tensorrt({name!r}).load(b"ftrt" + bytes(100))
+except EngineError:
+    print("no runtime")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "no device\nno runtime\n"), done.stderr

@@ -47,7 +47,6 @@ _QUARANTINE_BLOCKS = 32
 _CAPTURE_UNSUPPORTED = 900
 _CAPTURE_INVALIDATED = 901
 _CAPTURE_ISOLATION = 905
-_INJECTED = 999
 
 
 class _Allocation:
@@ -109,7 +108,8 @@ class HostDriver:
                 "fork. Start workers with multiprocessing.get_context('spawn')."
             )
         if self.faults.fails(call):
-            raise cuda_error(_INJECTED, "CUDA_ERROR_UNKNOWN", call, "injected failure")
+            self._lose_work_if_broken()
+            raise cuda_error(*self.faults.error, call, "injected failure")
 
     def _enter_context(self, call: str) -> int:
         """Like `_enter`, for calls that need a current context."""
@@ -137,7 +137,14 @@ class HostDriver:
             f"{call} at {place()}: {grave} was released at {grave.closed_at} already"
         )
 
+    def _lose_work_if_broken(self) -> None:
+        """A broken context runs nothing any more, and keeps nothing for work that has not run."""
+        if self.faults.broken:
+            for queue in list(self._streams.values()):
+                queue.lose()
+
     def _refuse_busy(self, call: str, entry: Entry) -> None:
+        self._lose_work_if_broken()
         if entry.busy:
             raise MisuseError(
                 f"{call} at {place()}: {entry} is still used by work enqueued at {entry.used_at}; "
@@ -147,6 +154,7 @@ class HostDriver:
     # Devices and contexts ------------------------------------------------------------------
 
     def driver_version(self) -> int:
+        self._enter("cuDriverGetVersion")
         return 13000
 
     def device_count(self) -> int:
@@ -158,19 +166,26 @@ class HostDriver:
             raise cuda_error(INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", call, f"{ordinal}")
 
     def device_name(self, ordinal: int) -> str:
+        self._enter("cuDeviceGetName")
         self._check_ordinal("cuDeviceGetName", ordinal)
         return "host"
 
     def compute_capability(self, ordinal: int) -> tuple[int, int]:
+        self._enter("cuDeviceGetAttribute")
         self._check_ordinal("cuDeviceGetAttribute", ordinal)
         return (0, 0)
 
     def total_memory(self, ordinal: int) -> int:
+        self._enter("cuDeviceTotalMem")
         self._check_ordinal("cuDeviceTotalMem", ordinal)
+        return self._total_bytes()
+
+    def _total_bytes(self) -> int:
         limit = self.faults.device_memory
         return limit if limit is not None else 1 << 40
 
     def multiprocessor_count(self, ordinal: int) -> int:
+        self._enter("cuDeviceGetAttribute")
         self._check_ordinal("cuDeviceGetAttribute", ordinal)
         return 1
 
@@ -222,7 +237,7 @@ class HostDriver:
 
     def memory_info(self) -> tuple[int, int]:
         self._enter_context("cuMemGetInfo")
-        total = self.total_memory(0)
+        total = self._total_bytes()
         return total - self._allocated("device memory"), total
 
     def _allocated(self, kind: str) -> int:

@@ -126,6 +126,11 @@ class StreamQueue:
         while self.step():
             pass
 
+    def lose(self) -> None:
+        """Forget what has not run: it never will."""
+        while self.queue:
+            self.queue.popleft().release()
+
     @property
     def idle(self) -> bool:
         return not self.queue

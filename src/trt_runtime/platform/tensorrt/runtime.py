@@ -7,6 +7,7 @@ of `trt_runtime.engine` and `trt_runtime.context`.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,7 +140,7 @@ def plan_validity(
         return None
     with library.log.capture() as lines:
         try:
-            runtime = library.module.Runtime(library.log.logger)
+            runtime = _make_runtime(library, lines)
             verdict, diagnostics = runtime.get_engine_validity(plan)
         except (TypeError, RuntimeError) as error:
             raise EngineError(
@@ -155,6 +156,25 @@ def plan_validity(
         int(library.module.EngineValidity.SUBOPTIMAL): "suboptimal",
     }
     return verdicts.get(int(verdict), "invalid"), reasons
+
+
+def _make_runtime(library: TensorRT, lines: Sequence[str]) -> Any:
+    """TensorRT's runtime, or `EngineError` if it logged in ``lines`` that there is none.
+
+    Releases differ in what they return then. The lean and dispatch runtimes give an object without
+    anything behind it (measured with 10.16.1 and 11.4.0), and to use it, or to release it, crashes
+    the process. So it is never released.
+    """
+    runtime = library.module.Runtime(library.log.logger)
+    if any("createInferRuntime" in line for line in lines):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+        raise EngineError(
+            f"{library.name} {library.version} could not start CUDA. It may be for a later CUDA "
+            "than the NVIDIA driver knows: compare them with trt-runtime doctor, and update the "
+            "driver",
+            log_lines=lines,
+        )
+    return runtime
 
 
 class _Weights:
@@ -216,7 +236,7 @@ class PlanEngine:
         self._weights = _Weights()
         with library.log.capture() as lines:
             try:
-                self._runtime = library.module.Runtime(library.log.logger)
+                self._runtime = _make_runtime(library, lines)
                 if lean_library is not None:
                     self._loader, self._runtime = self._runtime, None
                     self._runtime = self._loader.load_runtime(lean_library)
@@ -596,7 +616,7 @@ class PlanContext:
     ) -> None:
         """Have outputs of data-dependent shape allocated by ``allocate(name, nbytes)``.
 
-        Called once in a context's life: TensorRT's bindings keep a reference per call. Neither
+        Succeeds once in a context's life: TensorRT's bindings keep a reference per call. Neither
         callback may raise, since TensorRT would lose the exception.
 
         Raises
@@ -630,14 +650,14 @@ class PlanContext:
             def notify_shape(self, tensor_name: str, shape: Any) -> None:
                 notify(tensor_name, tuple(int(n) for n in shape))
 
-        self._allocator = OutputAllocator()
-        self._allocated = frozenset(names)
+        self._allocator = self._allocator or OutputAllocator()
         for name in names:
             if not self._context.set_output_allocator(name, self._allocator):
                 raise EngineError(
                     f"TensorRT refused an output allocator for {name!r}",
                     log_lines=self._library.log.take_errors(),
                 )
+        self._allocated = frozenset(names)  # not before: what was refused is tried again
 
     @property
     def allocated_outputs(self) -> frozenset[str]:

@@ -116,6 +116,8 @@ class IBuilderConfig(TensorRTObject):
         return self._preview.get(PreviewFeature(feature), False)
 
     def set_tactic_sources(self, tactic_sources: int) -> bool:
+        if self._fails("set_tactic_sources"):
+            return False
         self._tactic_sources = tactic_sources
         return True
 
@@ -161,6 +163,8 @@ class IBuilderConfig(TensorRTObject):
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         """Use a cache; one of another version only if told to ignore that."""
+        if self._fails("set_timing_cache"):
+            return False
         if cache._version != self._trt.__version__ and not ignore_mismatch:
             self._error(
                 "IBuilderConfig::setTimingCache: the cache was made by TensorRT "
