@@ -286,6 +286,15 @@ def test_an_output_that_shows_its_memory_several_times_is_refused(host: Device) 
             session.infer(feed, outputs={spec.name: target})
 
 
+def test_an_output_without_elements_shows_no_memory_several_times(host: Device) -> None:
+    """NumPy gives such an array strides of 0."""
+    nothing = {"x": -np.ones((4, 5), np.float32)}
+    with Session(seeds.plan("nonzero"), device=host) as session:
+        where = session.outputs[0]
+        target = np.empty((2, 0), where.dtype)
+        assert session.infer(nothing, outputs={where.name: target})[where.name] is target
+
+
 def test_an_object_that_leaves_the_device_while_it_is_looked_at_is_refused(host: Device) -> None:
     class Leaving:
         """In device memory when it is asked first, and on the host after that."""
