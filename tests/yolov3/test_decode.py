@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trt_runtime import InputError, ShapeError
 from trt_runtime.yolov3 import Head, Layout
-from trt_runtime.yolov3.decode import decode, lowest_logit, places_of, sigmoid
+from trt_runtime.yolov3.decode import decode, lowest_logit, places_of, score
 from trt_runtime.yolov3.suppress import overlaps, suppress
 
 Box = tuple[float, float, float, float]
@@ -186,9 +186,10 @@ def test_the_thresholds_ends_are_everything_and_certainty() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1e-3))
 def test_no_objectness_below_the_lowest_can_pass(threshold: float, below: float) -> None:
-    logit = np.array([lowest_logit(threshold) - below], np.float32)
-    if logit[0] < lowest_logit(threshold):
-        assert not (sigmoid(logit) >= threshold).any()
+    logit = np.float32(lowest_logit(threshold) - below)
+    if logit < lowest_logit(threshold):
+        (head,) = one_cell(objectness=float(logit), first=100).values()
+        assert not len(score(head.reshape(1, 7), places_of(ONE_CELL), threshold).scores)
 
 
 def test_places_are_counted_by_head_anchor_row_and_column() -> None:

@@ -17,6 +17,14 @@ from .layout import Layout
 #: The largest exponent of a box's side: nine million times the anchor. An area stays finite.
 LARGEST_EXPONENT = 16.0
 
+#: Any score passes a threshold below this: it is 0 in float32, or as good as that.
+_SMALLEST = float(np.finfo(np.float32).tiny)
+#: A cell's x, y, width, height, objectness and likeliest class as exponents of e: a side is e^x,
+#: and the others are 1 / (1 + e^-x). They are bounded so that a float32 holds the power, and what
+#: is bounded is below any threshold that a score may miss.
+_SIGNS = np.array([[-1], [-1], [1], [1], [-1], [-1]], np.float32)
+_BOUNDS = np.where(_SIGNS < 0, np.float32(88), np.float32(LARGEST_EXPONENT))
+
 
 class Candidates(NamedTuple):
     """Boxes of one image that pass the threshold; many of them are of one object.
@@ -81,18 +89,10 @@ def lowest_logit(threshold: float) -> float:
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"a threshold is from 0 to 1, not {threshold}")
-    if threshold < np.finfo(np.float32).tiny:
+    if threshold < _SMALLEST:
         return -math.inf
     least = threshold * (1 - 2**-22)  # float32 has 24 bits
     return math.log(least / (1 - least)) - 1e-3
-
-
-def sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / (1 + exp(-x)), whatever x is."""
-    with np.errstate(over="ignore"):
-        result = np.exp(-values)
-    result += 1
-    return np.reciprocal(result, out=result)
 
 
 def _head(outputs: Mapping[str, NDArray[Any]], head: Head) -> NDArray[Any]:
@@ -137,24 +137,30 @@ def score(
         As `places_of` has them.
     threshold : float
     """
+    count, width = numbers.shape
     classes = numbers[:, 5:].argmax(axis=1)
-    # One row for each quantity: NumPy is several times as fast along rows as across pairs.
-    columns, place = numbers[:, :5].T.copy(), places.T.copy()
-    halves = np.exp(np.minimum(columns[2:4], LARGEST_EXPONENT))
-    halves *= place[4:]
-    halves *= 0.5
-    columns[2] = columns[4]
-    columns[3] = numbers[np.arange(len(numbers)), classes + 5]
-    values = sigmoid(columns[:4])  # of x, y, the objectness and the likeliest class
-    scores = values[2] * values[3]
-    centres = values[:2]
+    # One row for each quantity: NumPy is several times as fast along rows as across pairs. A few
+    # dozen boxes cost what the calls cost, so that there is one for all quantities where possible.
+    powers = np.empty((6, count), np.float32)
+    powers[:5] = numbers[:, :5].T
+    powers[5] = numbers.ravel().take(classes + np.arange(5, count * width, width))
+    powers *= _SIGNS
+    np.minimum(powers, _BOUNDS, out=powers)
+    np.exp(powers, out=powers)
+    sigmoids = powers + 1
+    np.reciprocal(sigmoids, out=sigmoids)
+    place = places.T.copy()
+    centres, halves = sigmoids[:2], powers[2:4]
     centres += place[:2]
     centres *= place[2:4]
-    first, last = centres - halves, centres + halves
-    keep = scores >= threshold
-    keep &= ~np.isnan(last[0] + last[1])
-    boxes = np.concatenate([first, last])[:, keep].T
-    return Candidates(np.ascontiguousarray(boxes), scores[keep], classes[keep])
+    halves *= place[4:]
+    halves *= 0.5
+    boxes = np.concatenate([centres - halves, centres + halves])
+    scores = sigmoids[4] * sigmoids[5]
+    passing = scores >= threshold
+    passing &= ~np.isnan(boxes[2] + boxes[3])
+    (kept,) = passing.nonzero()
+    return Candidates(boxes.take(kept, axis=1).T, scores.take(kept), classes.take(kept))
 
 
 def places_of(layout: Layout) -> NDArray[np.float32]:

@@ -106,6 +106,7 @@ class Detector(Owned):
         "_batch",
         "_camera",
         "_input",
+        "_placement",
         "_places",
         "fit",
         "layout",
@@ -164,7 +165,10 @@ class Detector(Owned):
             self._batch = spec.shape[0] if spec.shape[0] != -1 else max(largest)
             network = (self.layout.height, self.layout.width)
             size = (spec.shape[1], spec.shape[2])
-            self._camera = size if spec.dtype == np.uint8 and size != network else None
+            takes_bytes = spec.dtype == np.uint8
+            self._camera = size if takes_bytes and size != network else None
+            #: Of an image that is what the engine takes.
+            self._placement = Placement.of(size, network, fit) if takes_bytes else None
             stack.pop_all()
             self._own(
                 deque(maxlen=_KEPT_INPUTS),
@@ -258,20 +262,20 @@ class Detector(Owned):
 
     def _prepare(self, images: Sequence[NDArray[np.uint8]], kept: deque[NDArray[Any]]) -> _Group:
         """The images as the engine's input."""
-        network = (self.layout.height, self.layout.width)
+        first = images[0]
         if (
-            self._input.dtype == np.uint8
+            self._placement is not None
             and self._batch == 1
-            and images[0].shape == self._input.shape[1:]
-            and images[0].flags.c_contiguous
+            and first.shape == self._input.shape[1:]
+            and first.flags.c_contiguous
         ):
-            placement = Placement.of(images[0].shape[:2], network, self.fit)
-            return _Group(images[0][None], None, (placement,))
+            return _Group(first[None], None, (self._placement,))
         try:
             memory = kept.pop()
         except IndexError:
             shape = (self._batch, *self._input.shape[1:])
             memory = self.session.input_buffers({self._input.name: shape})[self._input.name]
+        network = (self.layout.height, self.layout.width)
         placements = []
         for image, out in zip(images, memory, strict=False):
             if self._camera is not None:
@@ -309,14 +313,15 @@ class Detector(Owned):
 
     def _choose(self, candidates: Candidates, placement: Placement) -> Detections:
         best = suppress(*candidates, self.nms_threshold)
-        boxes = placement.to_image(candidates.boxes[best])
+        boxes = placement.to_image(candidates.boxes.take(best, axis=0))
         # A box may lie in the letterbox's padding.
-        visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        best = best[visible]
+        wide, high = (boxes[:, 2:] > boxes[:, :2]).T
+        (visible,) = (wide & high).nonzero()
+        best = best.take(visible)
         return Detections(
-            boxes[visible],
-            candidates.scores[best],
-            candidates.classes[best],
+            boxes.take(visible, axis=0),
+            candidates.scores.take(best),
+            candidates.classes.take(best),
             self.layout.names,
             placement.image,
         )

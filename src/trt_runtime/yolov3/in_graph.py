@@ -127,7 +127,7 @@ def read_selected(
     least = lowest_logit(threshold)
     found = []
     for numbers, cells in zip(*(outputs[name] for name in SELECTED), strict=True):
-        (passing,) = np.nonzero(numbers[:, 4] >= least)
+        (passing,) = (numbers[:, 4] >= least).nonzero()
         if len(passing) == len(numbers) < len(places):
             logger.warning(
                 "all of the %d candidates pass the threshold, so there may be more, which are "
@@ -135,8 +135,9 @@ def read_selected(
                 len(passing),
             )
         # They come best first. In the heads' order equal scores fare as they do with `decode`.
-        passing = passing[cells[passing].argsort()]
-        found.append(score(numbers[passing], places[cells[passing]], threshold))
+        passing = passing.take(cells.take(passing).argsort())
+        rows, where = numbers.take(passing, axis=0), places.take(cells.take(passing), axis=0)
+        found.append(score(rows, where, threshold))
     return found
 
 

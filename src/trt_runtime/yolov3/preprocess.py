@@ -7,6 +7,7 @@ without antialiasing: OpenCV's ``INTER_LINEAR``, ONNX's ``Resize`` in mode ``lin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,6 +68,15 @@ class Placement:
         )
         return cls(image, (rows, columns), ((network[0] - rows) // 2, (network[1] - columns) // 2))
 
+    @cached_property
+    def _way_back(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Where the image begins, its pixels for each of the network's, and where it ends."""
+        (height, width), (rows, columns), (top, left) = self.image, self.size, self.offset
+        across, down = width / columns, height / rows
+        each = ((left, top), (across, down), (width, height))
+        start, ratio, limits = (np.array(pair * 2, np.float32) for pair in each)
+        return start, ratio, limits
+
     def to_image(self, boxes: NDArray[np.floating]) -> NDArray[np.float32]:
         """Boxes in the network's pixels as boxes in the image's, cut off at its borders.
 
@@ -75,12 +85,12 @@ class Placement:
         boxes : ndarray of float, (n, 4)
             Left, top, right, bottom.
         """
-        (height, width), (rows, columns), (top, left) = self.image, self.size, self.offset
-        across, down = width / columns, height / rows
-        moved = (boxes - np.array((left, top, left, top))) * np.array((across, down, across, down))
-        limits = np.array((width, height, width, height))
-        result: NDArray[np.float32] = np.minimum(np.maximum(moved, 0), limits).astype(np.float32)
-        return result
+        start, ratio, limits = self._way_back
+        moved = boxes - start
+        moved *= ratio
+        np.maximum(moved, 0, out=moved)
+        np.minimum(moved, limits, out=moved)
+        return moved.astype(np.float32, copy=False)
 
     def to_network(self, boxes: NDArray[np.floating]) -> NDArray[np.float32]:
         """Boxes in the image's pixels as boxes in the network's."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-#: Boxes that are compared at a time, which bounds the memory: a million values for each 1,000 kept.
+#: Boxes that are compared at a time, which bounds the memory: half a million values.
 _BLOCK = 256
+#: Every two of them, worse and better: those of the first n boxes are the first n * (n - 1) / 2.
+_WORSE, _BETTER = np.tril_indices(_BLOCK, -1)
 
 
 def suppress(
@@ -33,61 +35,69 @@ def suppress(
     ndarray of intp
         Their indices.
     """
-    order = np.argsort(-scores, kind="stable")
-    boxes, classes = boxes[order], classes[order]
-    stays = np.ones(len(order), np.bool_)
+    order = (-scores).argsort(kind="stable")
+    columns = np.ascontiguousarray(boxes.T)
+    kept: list[NDArray[np.intp]] = []
     for start in range(0, len(order), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        here, of = boxes[block], classes[block]
-        left = stays[block]
-        if start:
-            kept = np.flatnonzero(stays[:start])
-            left &= ~_hide(boxes[kept], classes[kept], here, of, threshold).any(axis=0)
-        hides = _hide(here, of, here, of, threshold)
-        # Only a box that hides more than itself decides anything.
-        for index in np.flatnonzero(hides.sum(axis=1) > 1):
-            if left[index]:
-                left[index + 1 :] &= ~hides[index, index + 1 :]
-    return order[stays]
+        left = order[start : start + _BLOCK]
+        for best in kept:
+            mine, theirs = columns.take(best, axis=1), columns.take(left, axis=1)
+            hides = _hide(mine[:, :, None], theirs[:, None], threshold)
+            hides &= classes[best, None] == classes[left]
+            left = left[~hides.any(axis=0)]
+        kept.append(left[_stay(columns.take(left, axis=1), classes.take(left), threshold)])
+    return np.concatenate(kept) if kept else order
+
+
+def _stay(
+    columns: NDArray[np.float32], classes: NDArray[np.intp], threshold: float
+) -> NDArray[np.bool_]:
+    """Which of at most `_BLOCK` boxes stay, that are given best first."""
+    count = len(classes)
+    pairs = slice(count * (count - 1) // 2)
+    worse, better = _WORSE[pairs], _BETTER[pairs]
+    (same,) = (classes.take(worse) == classes.take(better)).nonzero()
+    worse, better = worse.take(same), better.take(same)
+    (close,) = _hide(columns.take(better, axis=1), columns.take(worse, axis=1), threshold).nonzero()
+    stays = bytearray(b"\1" * count)  # single ones are read and written faster than an array's
+    # When a box's turn comes, it is known which of the better ones stay.
+    for box, by in zip(worse.take(close).tolist(), better.take(close).tolist(), strict=True):
+        if stays[by]:
+            stays[box] = False
+    return np.frombuffer(stays, np.bool_)
 
 
 def overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
     """Intersection over union of each box with each other one, (n, m); 0 where both are empty."""
-    shared, union = _shared_and_union(boxes, others)
+    shared, union = _shared_and_union(boxes.T[:, :, None], others.T[:, None])
     union[union == 0] = 1
     return shared / union
 
 
 def _hide(
-    boxes: NDArray[np.float32],
-    classes: NDArray[np.intp],
-    others: NDArray[np.float32],
-    their_classes: NDArray[np.intp],
-    threshold: float,
+    boxes: NDArray[np.float32], others: NDArray[np.float32], threshold: float
 ) -> NDArray[np.bool_]:
-    """Whether each box hides each of the others, (n, m)."""
+    """Whether boxes overlap others too much; (4, ...), which are broadcast."""
     shared, union = _shared_and_union(boxes, others)
     union *= threshold
     hides: NDArray[np.bool_] = shared > union  # without a quotient, which two empty boxes have not
-    hides &= classes[:, None] == their_classes
     return hides
 
 
 def _shared_and_union(
     boxes: NDArray[np.float32], others: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Areas of the intersection and the union of each box with each other one, (n, m)."""
-    mine, theirs = boxes.T.copy(), others.T.copy()
-    sides = np.minimum(mine[2:, :, None], theirs[2:, None])
-    sides -= np.maximum(mine[:2, :, None], theirs[:2, None])
-    np.maximum(sides, 0, out=sides)
-    shared: NDArray[np.float32] = sides[0] * sides[1]
-    union: NDArray[np.float32] = _areas(mine)[:, None] + _areas(theirs)
+    """Areas of the intersections and the unions of boxes with others; (4, ...), broadcast."""
+    last = np.minimum(boxes[2:], others[2:])
+    shared = _areas(np.maximum(boxes[:2], others[:2]), last)
+    union: NDArray[np.float32] = _areas(boxes[:2], boxes[2:]) + _areas(others[:2], others[2:])
     union -= shared
     return shared, union
 
 
-def _areas(columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = np.maximum(columns[2:] - columns[:2], 0)
+def _areas(first: NDArray[np.float32], last: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the boxes between two corners; 0 where the last is not behind the first."""
+    sides = last - first
+    np.maximum(sides, 0, out=sides)
     areas: NDArray[np.float32] = sides[0] * sides[1]
     return areas
