@@ -1,21 +1,26 @@
 """Attacks that are tried: what must not be in the package, and what must not be run or read.
 
-Those on the engine cache's directory are in `build.test_cache_damage`, those by paths of external
-data in `build.test_model`.
+Those on the engine cache's directory and on what lies in it are in `build.test_cache_damage`, those
+by paths of external data in `build.test_model`, and a plan that carries host code is refused in
+`test_engine`.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import trt_runtime
 from trt_runtime import Device, EngineCache, InputError
+from trt_runtime.cli.inputs import _load
+from trt_runtime.cli.saving import save_outputs
 
 from .models import static
 
@@ -138,3 +143,63 @@ def test_no_name_of_a_model_reaches_the_names_in_the_cache(
     for found in set(kept) - {cache.directory}:
         assert found.parent == cache.directory
         assert names.fullmatch(found.name), found
+
+
+# Files given to the command line --------------------------------------------------------------
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_input_that_holds_a_pickle_is_refused_and_not_run(suffix: str, tmp_path: Path) -> None:
+    file, sprung = tmp_path / f"x{suffix}", tmp_path / "sprung"
+    trap = np.array([Trap(sprung)], object)
+    if suffix == ".npy":
+        np.save(file, trap, allow_pickle=True)
+    else:
+        np.savez(file, x=trap)
+    with pytest.raises(InputError, match="cannot be read as NumPy arrays"):
+        _load(file)
+    assert not sprung.exists()
+    np.load(file, allow_pickle=True)["x" if suffix == ".npz" else ...]
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_input_that_says_it_is_huge_is_refused(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x{suffix}"
+    with open(tmp_path / "x.npy", "wb") as header:
+        about = {"descr": "<f4", "fortran_order": False, "shape": (1 << 44,)}
+        np.lib.format.write_array_header_1_0(header, about)
+    if suffix == ".npz":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(tmp_path / "x.npy", "x.npy")
+    with pytest.raises(InputError, match="cannot be read as NumPy arrays"):
+        _load(file)
+
+
+def test_nothing_in_an_archive_is_written_where_its_name_leads(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    np.savez(inner / "x.npz", **{"../../evil": np.zeros(3)})
+    loaded = _load(inner / "x.npz")
+    assert list(loaded) == ["../../evil"]
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", inner, inner / "x.npz"]
+
+
+def test_no_name_of_an_output_leads_out_of_the_folder_it_is_saved_in(tmp_path: Path) -> None:
+    names = ["../evil", "/etc/evil", "..", "a/b", "a_b", "a_b_3", "a_b_4", "", "\0", "C:\\x", "A_B"]
+    folder = tmp_path / "saved"
+    saved = save_outputs(folder, {name: np.full(1, i) for i, name in enumerate(names)})
+    assert len(set(saved)) == len(names)
+    assert [int(np.load(path)[0]) for path in saved] == list(range(len(names)))
+    assert sorted(tmp_path.iterdir()) == [folder]
+    assert sorted(map(str, folder.iterdir())) == sorted(saved)

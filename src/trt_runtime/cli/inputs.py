@@ -161,7 +161,7 @@ def _load(path: Path) -> Arrays | NDArray[Any]:
             return loaded
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(path)!r} cannot be read as NumPy arrays: {error}") from error
 
 

@@ -31,7 +31,7 @@ def save_outputs(target: Path, outputs: Mapping[str, NDArray[Any]]) -> list[str]
     saved, taken = [], set()
     for number, (name, array) in enumerate(outputs.items()):
         stem = re.sub(r"[^\w.-]+", "_", name).strip(".") or "output"
-        if stem.lower() in taken:  # some file systems do not tell cases apart
+        while stem.lower() in taken:  # some file systems do not tell cases apart
             stem = f"{stem}_{number}"
         taken.add(stem.lower())
         path = target / f"{stem}.npy"
