@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from . import dlpack
 from .errors import ExportError, InputError
+from .interrupts import uninterrupted
 from .ownership import Owned, insist
 from .platform.driver import LEGACY_STREAM
 from .tensor import Shape
@@ -53,6 +54,10 @@ class Counted:
         if last:
             self._release()
 
+    def hold_for(self, thing: object) -> None:
+        """Hold it for as long as ``thing`` lives."""
+        weakref.finalize(thing, _Hold(self).end).atexit = False
+
     def drop_quietly(self) -> None:
         """`drop`, from the finaliser of an array: there is nobody to raise to."""
         try:
@@ -63,6 +68,28 @@ class Counted:
 
     def _release(self) -> None:
         raise NotImplementedError
+
+
+class _Hold:
+    """A hold that `end` gives up, once.
+
+    An interrupt that comes as a finaliser begins Python drops, and the finaliser with it; then this
+    is collected, and given up all the same.
+    """
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: Counted) -> None:
+        self._memory: Counted | None = memory
+        memory.hold()
+
+    def end(self) -> None:
+        with uninterrupted():
+            memory, self._memory = self._memory, None
+            if memory is not None:
+                memory.drop_quietly()
+
+    __del__ = end
 
 
 class DeviceMemory(Counted):
@@ -98,8 +125,7 @@ class _Export:
             "data": (address, False),
             "version": 3,
         }
-        memory.hold()
-        weakref.finalize(self, memory.drop_quietly).atexit = False
+        memory.hold_for(self)
 
 
 def shown(memory: Counted, address: int, nbytes: int) -> NDArray[np.uint8]:
@@ -224,8 +250,7 @@ class Lender(Owned):
             memory.lent_to(None)
             if not memory.kept:  # the consumer holds this object, not the memory
                 memory.kept = True
-                memory.hold()
-                weakref.finalize(self, memory.drop_quietly).atexit = False
+                memory.hold_for(self)
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,

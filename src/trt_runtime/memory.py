@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -65,11 +64,6 @@ class PinnedBlock(Counted):
     def show(self) -> PageLocked:
         """The bytes as the base of arrays, whose block the caller keeps alive."""
         return PageLocked((self.nbytes,), np.uint8, self._bytes)
-
-    def hold_for(self, memory: PageLocked) -> None:
-        """Keep the block alive for as long as ``memory``, or an array on it, lives."""
-        self.hold()
-        weakref.finalize(memory, self.drop_quietly).atexit = False
 
 
 class DeviceBlock(DeviceMemory):

@@ -145,8 +145,11 @@ class Record:
         # letting go; it can in a condition, whose methods are Python.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        for parent in parents:
-            parent.admit(self)
+
+    def __del__(self) -> None:
+        # Python drops an interrupt that comes in a finaliser, and forgets the finaliser.
+        if self._closing is None:
+            _finalize(self, at_exit=False)
 
     @property
     def closed(self) -> bool:
@@ -156,7 +159,12 @@ class Record:
         """Run ``steps`` after the handle was destroyed, such as closing a device opened for it."""
         self._then.extend(steps)
 
-    def admit(self, child: Record) -> None:
+    def join_parents(self) -> None:
+        """From here on they close this one before they close themselves."""
+        for parent in self.parents:
+            parent._admit(self)
+
+    def _admit(self, child: Record) -> None:
         with self._lock:
             if self._closing is not None:
                 raise self.closed_error()
@@ -372,14 +380,13 @@ def _leave_to_the_process(_: Any) -> None:
     """Stand-in for a destroyer that has run, or must not."""
 
 
-def _finalize(record: Record, reference: weakref.ref[Owned]) -> None:
+def _finalize(record: Record, *, at_exit: bool) -> None:
     """Release a forgotten object, then report it."""
     if record.pid != process.pid:
         record.abandon()
         return
     if record.closed:
         return
-    at_exit = reference() is not None  # only the interpreter's exit finalises a living object
     _patience.seconds = EXIT_PATIENCE_SECONDS if at_exit else None
     try:
         record.close()
@@ -427,17 +434,17 @@ class Owned:
         could never be collected.
         """
         parents = tuple(parents)
+        name = label or type(self).__name__
+        record = Record(name, handle, destroy, tuple(parent._record for parent in parents))
+        record.also(then)
         try:
-            record = Record(
-                label or type(self).__name__, handle, destroy, tuple(p._record for p in parents)
-            )
+            record.join_parents()
         except BaseException as error:
             try:
-                release_all([lambda: destroy(handle), *then])
+                record.close()
             except Exception as failure:
                 add_note(error, f"releasing it again failed too: {failure!r}")
             raise
-        record.also(then)
         self._record = record
         # The parents ride along as objects: they must not be collected before this one.
         self._finalizer = weakref.finalize(self, _finalize_with, record, weakref.ref(self), parents)
@@ -514,4 +521,5 @@ class Owned:
 def _finalize_with(
     record: Record, reference: weakref.ref[Owned], parents: tuple[Owned, ...]
 ) -> None:
-    _finalize(record, reference)
+    # Only the interpreter's exit finalises a living object.
+    _finalize(record, at_exit=reference() is not None)

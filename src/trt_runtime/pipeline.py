@@ -108,10 +108,12 @@ class Flight:
 
     def sleep(self) -> None:
         """Wait until the device has done its work, without keeping a processor busy."""
-        if not self.claimed:
-            track, driver = self.track, self.track.slot.driver
+        track, driver = self.track, self.track.slot.driver
+        with track.lock:  # or the next flight might have begun, and be about to be captured
+            if self.claimed:
+                return
             driver.event_record(track.landed, track.handle)
-            driver.event_synchronize(track.landed)
+        driver.event_synchronize(track.landed)
 
     def finish(self) -> Outputs:
         """Wait until it has ended; its results, or the error that it ended with.
@@ -430,17 +432,20 @@ class Track:
                 return
             flight.claimed = True
             driver, results, targets = self.slot.driver, flight.results, flight.targets
+            arrays: Outputs | None = None
             try:
                 try:
+                    if results is not None and results.lends:
+                        arrays = results.lend()  # made while the device works
                     driver.stream_synchronize(self.handle)
                 except BaseException:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
-                if results is not None:
+                if results is not None and arrays is None:
                     assert targets != "device"
-                    flight.arrays = (
-                        results.give() if targets is None else _deliver(targets, results.shown)
-                    )
+                    arrays = _deliver(targets or {}, results.shown)
+                if arrays is not None:
+                    flight.arrays = arrays
             except BaseException as error:
                 flight.error = error
                 if not isinstance(error, Exception):

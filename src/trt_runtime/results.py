@@ -70,18 +70,14 @@ class Results:
         """Whether nothing writes to it and nobody can read it."""
         return not self.in_flight and (self._lent is None or self._lent() is None)
 
-    def give(self) -> Arrays:
-        """The outputs as the caller's own arrays: on this memory, or copies."""
-        arrays = {}
-        if self.lends:
-            memory = self._block.show()
-            self._lent = weakref.ref(memory)
-            for name, shape, dtype, offset in self._parts:
-                arrays[name] = np.ndarray(shape, dtype, memory, offset)
-        else:
-            for name, array in self.shown.items():
-                arrays[name] = array.copy()
-        return arrays
+    def lend(self) -> Arrays:
+        """The outputs as the caller's own arrays, on this memory."""
+        memory = self._block.show()
+        self._lent = weakref.ref(memory)
+        return {
+            name: np.ndarray(shape, dtype, memory, offset)
+            for name, shape, dtype, offset in self._parts
+        }
 
     def close(self) -> None:
         """Give the memory up; arrays that were lent keep it for as long as they live."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
 from .device import Device, PrimaryContext, borrow_or_open
-from .errors import InputError
+from .errors import ClosedError, InputError
 from .interrupts import uninterrupted
 from .ownership import Owned, Record, insist, release_all
 from .platform.driver import Driver
@@ -20,19 +20,29 @@ class LastUse:
     ``begin`` makes a stream wait for work that another stream began, so that an object which moves
     from stream to stream is never used by two at once. ``end`` marks the work's end. The stream is
     None where the handle is another library's.
+
+    Between `expect` and `end` work may have been enqueued whose end is not marked. An interrupt can
+    leave it so: then whoever comes next waits for all of that stream.
     """
 
-    __slots__ = ("_driver", "_event", "_stream", "_used")
+    __slots__ = ("_driver", "_event", "_expected", "_stream", "_used")
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._event = driver.event_create(False)
         self._stream: Record | None = None
         self._used = False
+        self._expected: Record | None = None
 
     def begin(self, stream: Stream | None, handle: int) -> None:
+        if self._expected is not None:
+            self._wait_for_unmarked()
         if self._used and (stream is None or self._stream is not stream._record):
             self._driver.stream_wait_event(handle, self._event)
+
+    def expect(self, stream: Stream) -> None:
+        """Be told that work is about to be enqueued there, which `end` will mark."""
+        self._expected = stream._record
 
     def end(self, stream: Stream | None, handle: int) -> None:
         self._stream = None if stream is None else stream._record
@@ -43,13 +53,26 @@ class LastUse:
             # Nothing marks the end of the work now, so it must end here.
             insist(lambda: self._driver.stream_synchronize(handle))
             raise
+        finally:
+            self._expected = None
+
+    def _wait_for_unmarked(self) -> None:
+        assert self._expected is not None
+        # Closing a stream waits for its work.
+        with suppress(ClosedError), self._expected as handle:
+            insist(lambda: self._driver.stream_synchronize(handle))
+        self._expected = None
 
     @property
     def finished(self) -> bool:
+        if self._expected is not None:
+            self._wait_for_unmarked()
         return not self._used or self._driver.event_query(self._event)
 
     def wait(self) -> None:
         """Block until the work has ended; the device's context must be current."""
+        if self._expected is not None:
+            self._wait_for_unmarked()
         if self._used:
             insist(lambda: self._driver.event_synchronize(self._event))
 
@@ -72,6 +95,7 @@ class ordered:
     def __enter__(self) -> None:
         for use in self._uses:
             use.begin(self._stream, self._handle)
+            use.expect(self._stream)
 
     def __exit__(self, *_: object) -> None:
         release_all([partial(use.end, self._stream, self._handle) for use in self._uses])
