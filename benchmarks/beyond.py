@@ -1,11 +1,11 @@
 """What an inference costs beyond F, and how much of that is where its memory happens to lie.
 
-    python -m benchmarks.beyond OUT.json [--engines DIR] [--rounds N]
+    python -m benchmarks.beyond OUT.json [--engines DIR | --plan FILE] [--rounds N]
 
-YOLOv3-608 on one engine. Every way takes its turn in each round, in an order that changes, since a
-GPU's clock drifts; what is told is the difference to the first loop by hand in the same round.
-Other loops by hand, which differ from the first in nothing but their context, stream and memory,
-show what is chance.
+YOLOv3-608 on one engine, or any other of one input. Every way takes its turn in each round, in an
+order that changes, since a GPU's clock drifts; what is told is the difference to the first loop by
+hand in the same round. Other loops by hand, which differ from the first in nothing but their
+context, stream and memory, show what is chance.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--engines", type=Path, help="a folder that keeps engines")
+    parser.add_argument("--plan", type=Path, help="an engine that is there already")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--network", choices=NETWORKS, default="yolov3")
     parser.add_argument("--rounds", type=int, default=500)
@@ -139,9 +140,11 @@ def main() -> None:
         precision = "fp16" if device.kind == "cuda" else "fp32"
         config = BuildConfig(precision=precision, optimization_level=1)
         engine = stack.enter_context(
-            EngineCache(directory).load_or_build(network.make(), config, device=device)
+            Engine.load(given.plan, device=device)
+            if given.plan
+            else EngineCache(directory).load_or_build(network.make(), config, device=device)
         )
-        image = np.random.default_rng(0).random(network.shape, np.float32)
+        image = np.random.default_rng(0).random(engine.inputs[0].shape, np.float32)
         library = device.platform.tensorrt()
         lanes = []
         for _ in range(2):  # two lanes each of two engines made of one plan

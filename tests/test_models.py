@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from trt_runtime import (
     EngineError,
     InputError,
     Session,
+    StaleGraphError,
     Stream,
     TrtRuntimeError,
     UnsupportedError,
@@ -136,7 +138,7 @@ def test_the_profile_in_use_is_the_tightest_that_fits(engine: Engine) -> None:
 
 @pytest.mark.parametrize("make", [dynamic], ids=["dynamic"])
 def test_a_session_switches_profiles_with_the_shape(engine: Engine) -> None:
-    with Session(engine) as session:
+    with Session(engine, graphs=False) as session:
         slot = session._record.handle.pipeline.slots[0]
         for batch, profile in [(1, 0), (2, 0), (4, 0), (5, 1), (16, 1), (1, 0)]:
             session.infer(np.zeros((batch, 3, 8, 8), np.float32))
@@ -359,16 +361,62 @@ def test_a_graph_follows_new_inputs(engine: Engine, make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", [dynamic], ids=["dynamic"])
-def test_graphs_of_two_shapes_of_one_context_do_not_disturb_each_other(
-    engine: Engine, make: Make
-) -> None:
+def test_a_graph_is_stale_once_its_context_had_other_shapes(engine: Engine, make: Make) -> None:
     case = make()
     small, large = case.feeds[1], case.feeds[2]
     with engine.create_execution_context() as context, Stream(engine.device) as stream:
-        sets = [bindings_for(engine, context, feed) for feed in (small, large)]
-        graphs = [CudaGraph(context, bindings, stream) for bindings in sets]
+        bindings, again, other = (bindings_for(engine, context, f) for f in (small, small, large))
+        with CudaGraph(context, bindings, stream) as graph:
+            context.execute(again, stream)  # other addresses are no other shapes
+            graph.launch(stream)
+            stream.synchronize()
+            assert_matches(bindings.outputs(), case.expected(small), case.tolerance)
+            context.execute(other, stream)
+            with pytest.raises(StaleGraphError, match="with other shapes"):
+                graph.launch(stream)
+            context.execute(bindings, stream)  # and back: what it had is gone all the same
+            with pytest.raises(StaleGraphError):
+                graph.launch(stream)
+        with CudaGraph(context, bindings, stream) as graph:
+            graph.launch(stream)
+            stream.synchronize()
+            assert_matches(bindings.outputs(), case.expected(small), case.tolerance)
+
+
+@pytest.mark.parametrize("make", [reshape], ids=["reshape"])
+def test_a_graph_is_stale_once_its_context_read_other_shape_tensors(
+    engine: Engine, make: Make
+) -> None:
+    feed = make().feeds[0]
+    with engine.create_execution_context() as context, Stream(engine.device) as stream:
+        bindings, again = (bindings_for(engine, context, feed) for _ in range(2))
+        with CudaGraph(context, bindings, stream) as graph:
+            graph.launch(stream)
+            stream.synchronize()
+            context.execute(again, stream)
+            with pytest.raises(StaleGraphError):
+                graph.launch(stream)
+
+
+@pytest.mark.parametrize("make", [dynamic], ids=["dynamic"])
+def test_graphs_of_two_shapes_each_with_a_context_do_not_disturb_each_other(
+    engine: Engine, make: Make
+) -> None:
+    case = make()
+    feeds = case.feeds[1], case.feeds[2]
+    with ExitStack() as stack:
+        stream = stack.enter_context(Stream(engine.device))
+        contexts = [stack.enter_context(engine.create_execution_context()) for _ in feeds]
+        sets = [
+            bindings_for(engine, context, feed)
+            for context, feed in zip(contexts, feeds, strict=True)
+        ]
+        graphs = [
+            stack.enter_context(CudaGraph(context, bindings, stream))
+            for context, bindings in zip(contexts, sets, strict=True)
+        ]
         for _ in range(2):
-            for graph, bindings, feed in zip(graphs, sets, (small, large), strict=True):
+            for graph, bindings, feed in zip(graphs, sets, feeds, strict=True):
                 graph.launch(stream)
                 stream.synchronize()
                 assert_matches(bindings.outputs(), case.expected(feed), case.tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from .tensor import Shape, TensorSpec, format_bytes, format_shape
 if TYPE_CHECKING:
     from .context import ExecutionContext, _GrownOutputs
     from .platform.tensorrt import PlanContext
+
+
+_serials = itertools.count()
 
 
 class Binding:
@@ -194,7 +198,16 @@ class BindingSet(Owned, Mapping[str, Binding]):
     even when it moves from one stream to another.
     """
 
-    __slots__ = ("_bindings", "_inputs", "_outputs", "_primary", "_used", "context", "profile")
+    __slots__ = (
+        "_bindings",
+        "_inputs",
+        "_outputs",
+        "_primary",
+        "_serial",
+        "_used",
+        "context",
+        "profile",
+    )
 
     def __init__(
         self,
@@ -226,6 +239,7 @@ class BindingSet(Owned, Mapping[str, Binding]):
         shapes: Mapping[str, Sequence[int]] | None,
         values: Mapping[str, ArrayLike] | None,
     ) -> None:
+        self._serial = next(_serials)
         self.context = context
         self._primary = context.device._primary
         specs = context.engine.tensors

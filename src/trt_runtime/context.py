@@ -130,10 +130,34 @@ class _Callbacks:
                 del error  # its traceback has this frame: a cycle would keep TensorRT's objects
 
 
+class Configuration:
+    """The profile, shapes and shape values that a context was made to have.
+
+    TensorRT leaves undefined what a graph does once the context that it was captured from was
+    changed (Developer Guide, "CUDA Graphs"). With shape tensors it does harm: 8.6.0's graphs copy
+    shapes to memory that the context has freed by then (measured with compute-sanitizer on an H200,
+    `kernelShapeCopyH2D`). Other addresses are no change: a graph has its own.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, bindings: BindingSet) -> None:
+        key = bindings._shape_key()
+        # Equal values of another set are told to TensorRT all the same: it reads them there.
+        has_values = any(spec.is_shape_tensor for spec in bindings.context.engine.inputs)
+        self._key = (*key, bindings._serial if has_values else None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Configuration) and self._key == other._key
+
+    __hash__ = object.__hash__
+
+
 class _State:
     """What a context releases: TensorRT's context, its scratch memory, its events and stream."""
 
     __slots__ = (
+        "beside",
         "callbacks",
         "grown",
         "last_use",
@@ -145,8 +169,10 @@ class _State:
         "shape_values",
     )
 
-    def __init__(self, primary: PrimaryContext, engine: Engine) -> None:
+    def __init__(self, primary: PrimaryContext, engine: Engine, beside: _State | None) -> None:
         self.primary = primary
+        #: Whether another context's owner answers for this one, and its scratch memory serves both.
+        self.beside = beside is not None
         self.setup_stream = 0
         #: What TensorRT said of output shapes, by profile, input shapes and shape values.
         self.output_shapes: OrderedDict[tuple[object, ...], dict[str, Shape]] = OrderedDict()
@@ -161,9 +187,14 @@ class _State:
             self.plan_context: PlanContext
             with engine._record as plan_engine:
                 nbytes = plan_engine.scratch_bytes
-                if nbytes:
+                if nbytes and beside is not None:
+                    assert beside.scratch is not None
+                    beside.scratch.hold()
+                    self.scratch = beside.scratch
+                    stack.callback(self._give_scratch)
+                elif nbytes:
                     self.scratch = DeviceBlock(primary, nbytes)
-                    stack.callback(self.scratch.free)
+                    stack.callback(self._give_scratch)
                 self.plan_context = plan_engine.create_context()
             stack.callback(self.plan_context.release)
             if self.scratch is not None:
@@ -173,13 +204,19 @@ class _State:
     def release(self) -> None:
         self.callbacks.bindings = None
         steps: list[Callable[[], object]] = [self.last_use.wait, self.plan_context.release]
-        if self.scratch is not None:
-            steps.append(self.scratch.free)
-        steps += [self.grown.free, self.last_use.destroy]
+        steps += [self._give_scratch, self.grown.free, self.last_use.destroy]
         if self.setup_stream:
             steps.append(lambda: self.primary.driver.stream_destroy(self.setup_stream))
         steps.append(lambda: self.keep_shape_values([]))
         self.primary.release(*steps)
+
+    def _give_scratch(self) -> None:
+        scratch, self.scratch = self.scratch, None
+        if scratch is not None:
+            if self.beside:
+                scratch.drop()
+            else:
+                scratch.free()
 
     def keep_shape_values(self, blocks: list[PinnedBlock]) -> None:
         """Hold these from now on, instead of the previous ones."""
@@ -216,23 +253,40 @@ class ExecutionContext(Owned):
         Shown in TensorRT's log and in profilers.
     """
 
-    __slots__ = ("_bound", "_primary", "_profiler", "_turn", "device", "engine", "name")
+    __slots__ = (
+        "_bound",
+        "_configured",
+        "_primary",
+        "_profiler",
+        "_turn",
+        "device",
+        "engine",
+        "name",
+    )
 
-    def __init__(self, engine: Engine, *, name: str | None = None) -> None:
+    def __init__(
+        self, engine: Engine, *, name: str | None = None, beside: ExecutionContext | None = None
+    ) -> None:
+        # ``beside`` is a context of the engine that never runs at the same time: its owner's.
         self.engine = engine
         self.device = engine.device
         self.name = name
         self._primary = engine.device._primary
         self._turn = _Turn(f"execution context of {engine.name!r}")
         self._bound: Record | None = None
+        self._configured: Configuration | None = None
         self._profiler: Profiler | None = None
-        with uninterrupted(), engine._record, ExitStack() as stack:
-            state = self._primary.create(lambda: _State(self._primary, engine), _State.release)
+        parent = engine if beside is None else beside
+        with uninterrupted(), parent._record as other, ExitStack() as stack:
+            shared = None if beside is None else other
+            state = self._primary.create(
+                lambda: _State(self._primary, engine, shared), _State.release
+            )
             stack.callback(state.release)
             if name is not None:
                 state.plan_context.set_name(name)
             stack.pop_all()
-            self._own(state, _State.release, parents=[engine])
+            self._own(state, _State.release, parents=[parent])
 
     @property
     def profile(self) -> int:
@@ -334,6 +388,10 @@ class ExecutionContext(Owned):
     def _configure(self, state: _State, bindings: BindingSet) -> None:
         """Make the context's profile, shapes and shape values those of ``bindings``."""
         self._bound = None
+        wanted = Configuration(bindings)
+        if wanted == self._configured:
+            return
+        self._configured = None
         plan_context = state.plan_context
         state.switch_profile(bindings.profile)
         host_inputs = []
@@ -348,6 +406,23 @@ class ExecutionContext(Owned):
         state.keep_shape_values([*state.shape_values, *blocks])
         bindings._bind(plan_context, host_inputs)
         state.keep_shape_values(blocks)
+        self._configured = wanted
+
+    def _beside(self) -> ExecutionContext:
+        """Another context of the engine that works in the same scratch memory.
+
+        The two must never run at the same time. This one's owner owns it, and answers for it.
+        """
+        return ExecutionContext(self.engine, name=self.name, beside=self)
+
+    def _take_profile(self, index: int) -> None:
+        with self._record as state:
+            self._turn.take(True)
+            try:
+                with self._primary.current():
+                    state.switch_profile(index)
+            finally:
+                self._turn.give()
 
     def _output_shapes(self, bindings: BindingSet) -> dict[str, Shape]:
         """The output shapes at the bindings' input shapes and values; -1 where data decides."""

@@ -38,6 +38,10 @@ class BusyError(TrtRuntimeError):
     """An object is in use, and waiting for it was not asked for or could never end."""
 
 
+class StaleGraphError(TrtRuntimeError):
+    """A CUDA graph's context has had other shapes since the capture, so it cannot be launched."""
+
+
 class ForkedProcessError(TrtRuntimeError):
     """A CUDA object was used in a process forked after CUDA was initialised."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from .errors import CudaError, InputError, UnsupportedError
+from .errors import CudaError, InputError, StaleGraphError, UnsupportedError
 from .interrupts import uninterrupted
 from .ownership import Owned, insist
 from .stream import Stream, _same_device, ordered
@@ -37,9 +37,11 @@ class CudaGraph(Owned):
         synchronises inside (loops, conditionals).
     """
 
-    __slots__ = ("_primary", "bindings", "context")
+    __slots__ = ("_configured", "_primary", "bindings", "context")
 
     def __init__(self, context: ExecutionContext, bindings: BindingSet, stream: Stream) -> None:
+        if bindings.context is not context:
+            raise InputError("the binding set was made for another context")
         self._open(context, bindings, stream, bindings._upload, bindings._download)
 
     @classmethod
@@ -51,7 +53,10 @@ class CudaGraph(Owned):
         before: Callable[[int], None],
         after: Callable[[int], None],
     ) -> CudaGraph:
-        """A graph of an inference with other copies than the set's own around it."""
+        """A graph of an inference with other copies than the set's own around it.
+
+        The context may be another one of the engine than the binding set's.
+        """
         self = cls.__new__(cls)
         self._open(context, bindings, stream, before, after)
         return self
@@ -64,8 +69,6 @@ class CudaGraph(Owned):
         before: Callable[[int], None],
         after: Callable[[int], None],
     ) -> None:
-        if bindings.context is not context:
-            raise InputError("the binding set was made for another context")
         unknown = [binding.name for binding in bindings.values() if binding.data_dependent]
         if unknown:
             raise UnsupportedError(
@@ -113,6 +116,7 @@ class CudaGraph(Owned):
                     context._prepare(state, bindings)
                     context._run(state, bindings, handle)
                 insist(lambda: driver.stream_synchronize(handle))
+                self._configured = context._configured
                 driver.stream_begin_capture(handle)
                 try:
                     before(handle)
@@ -137,6 +141,13 @@ class CudaGraph(Owned):
         """Enqueue the captured copies and inference. Does not synchronise.
 
         Fill the inputs' host sides before, and read the outputs' after a synchronisation.
+
+        Raises
+        ------
+        StaleGraphError
+            The context has had other shapes since the capture, as another binding set's, or where
+            the engine has shape tensors any other binding set: TensorRT leaves undefined what the
+            graph would do then.
         """
         _same_device(self.context.device, stream.device, "graph", "stream")
         bindings, context = self.bindings, self.context
@@ -148,6 +159,12 @@ class CudaGraph(Owned):
         ):
             context._turn.take(True)
             try:
+                if context._configured is not self._configured:
+                    raise StaleGraphError(
+                        f"{self.context.engine.name!r} has run, or was prepared, with other shapes "
+                        "on this context since the graph was captured, which leaves undefined what "
+                        "it would do; capture it again, or make a context for each shape"
+                    )
                 uses = [memory.last_use, state.last_use]
                 with self._primary.current(), ordered(uses, stream, handle):
                     self._primary.driver.graph_launch(executable, handle)

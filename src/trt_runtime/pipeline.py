@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from .bindings import Binding, BindingSet
 from .context import ExecutionContext
 from .engine import Engine
-from .errors import InputError, OutOfMemoryError, ShapeError, UnsupportedError
+from .errors import EngineError, InputError, OutOfMemoryError, ShapeError, UnsupportedError
 from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .interrupts import uninterrupted
@@ -168,6 +168,7 @@ class Lane:
     __slots__ = (
         "_context",
         "_feeds",
+        "_graph_context",
         "_graphs",
         "_staged",
         "bindings",
@@ -184,6 +185,8 @@ class Lane:
         self.shapes = shapes
         self.bindings = bindings
         self._context = context
+        #: Of its own, where shapes change: a graph wants its context to stay as it was captured.
+        self._graph_context: ExecutionContext | None = context if track.slot.fixed else None
         #: By where the results go; None for what ran once and was not captured yet.
         self._graphs: OrderedDict[Results | None, CudaGraph | None] = OrderedDict()
         #: Whether it runs as the explicit program does, step by step: shapes that depend on the
@@ -281,7 +284,7 @@ class Lane:
         if results in self._graphs:
             try:
                 graph = CudaGraph._around(
-                    self._context,
+                    self._settled_context(),
                     self.bindings,
                     self.track.stream,
                     partial(self._before, results),
@@ -297,6 +300,27 @@ class Lane:
             if oldest is not None:
                 oldest.close()
         return graph
+
+    def _settled_context(self) -> ExecutionContext:
+        """The context that graphs are captured from: it never has other shapes again.
+
+        Raises
+        ------
+        UnsupportedError
+            TensorRT gives no second context these shapes.
+        """
+        if self._graph_context is None:
+            try:
+                with uninterrupted():
+                    made = self._graph_context = self._context._beside()
+                    made._be_part()
+                made._take_profile(self.bindings.profile)
+            except EngineError as error:
+                raise UnsupportedError(
+                    "a graph of changing shapes needs a context of its own, which cannot be had: "
+                    f"{error}"
+                ) from error
+        return self._graph_context
 
     def give_on_device(self) -> Outputs:
         """The outputs as device arrays of the caller's, to be filled by work on the stream."""
@@ -362,7 +386,10 @@ class Lane:
     def close(self) -> None:
         if self.track.lane is self:
             self.track.lane = None
-        self.bindings.close()  # and the graphs over it
+        steps = [self.bindings.close]  # and the graphs over it
+        if self._graph_context not in (None, self._context):
+            steps.append(self._graph_context.close)
+        release_all(steps)
 
 
 class _Shapes:
@@ -479,6 +506,8 @@ class Slot:
         self.pipeline = pipeline
         self.device = engine.device
         self.driver = engine.device._driver
+        #: Whether its context has one configuration only.
+        self.fixed = not any(s.is_dynamic or s.is_shape_tensor for s in engine.inputs)
         #: Why inferences are not captured in graphs; None while they may be.
         self.graph_fallback: str | None = None if pipeline.graphs else "graphs=False was given"
         #: The tracks without a flight. Taken from under the lock only, and added to from anywhere.

@@ -493,6 +493,29 @@ def test_a_captured_graph_replays(rig: Rig) -> None:
     rig.driver.graph_destroy(graph)
 
 
+def test_a_graph_of_a_context_that_was_changed_is_misuse(rig: Rig) -> None:
+    engine = rig.engine(relu(["n"]), {"x": ([1], [2], [4])})
+    context = engine.create_execution_context()
+    assert context.set_input_shape("x", (2,))
+    rig.bind(context, {"x": np.array([1, 1], np.float32)})
+    stream = rig.driver.stream_create(0)
+    rig.driver.stream_begin_capture(stream)
+    assert context.execute_async_v3(stream)
+    graph = rig.driver.stream_end_capture(stream)
+    executable = rig.driver.graph_instantiate(graph)
+    assert context.set_input_shape("x", (2,))  # no change
+    rig.driver.graph_launch(executable, stream)
+    rig.driver.stream_synchronize(stream)
+    for n in (1, 2):
+        assert context.set_input_shape("x", (n,))
+    rig.driver.graph_launch(executable, stream)
+    with pytest.raises(MisuseError, match="its context was given other shapes"):
+        rig.driver.stream_synchronize(stream)
+    rig.driver.stream_synchronize(stream)
+    rig.driver.graph_exec_destroy(executable)
+    rig.driver.graph_destroy(graph)
+
+
 def test_contexts_of_one_engine_run_in_parallel(rig: Rig) -> None:
     engine = rig.engine(relu([64]))
     results: dict[int, Array] = {}

@@ -146,7 +146,9 @@ class Watch:
         return sample
 
     def growth(self, promises: Mapping[str, Promise]) -> dict[str, Growth]:
-        """How each quantity developed."""
+        """How each quantity developed; nothing if there are not two samples to compare."""
+        if len(self.samples) < 2:
+            return {}
         done = self.samples[-1].done - self.samples[0].done
         told = {}
         for name, promise in promises.items():
@@ -195,6 +197,10 @@ def held(device: Device, meter: Meter) -> dict[str, int]:
     return now
 
 
+#: Of glibc's ``malloc.h``.
+_M_TRIM_THRESHOLD = -1
+
+
 class _MallocInfo(ctypes.Structure):
     """``struct mallinfo2`` of glibc."""
 
@@ -233,6 +239,16 @@ def _trim() -> None:
     """Let the C library give back what it keeps of freed memory, where it can be told to."""
     with suppress(AttributeError, OSError, TypeError):  # glibc's; elsewhere samples are coarser
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def trim_early() -> None:
+    """Let the C library give back the ends of threads' heaps, which `_trim` does not reach.
+
+    glibc keeps ends of up to twice the largest block that was ever mapped and freed: after other
+    tests each thread's heap stays as large as it ever was. For the rest of the process.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # glibc's, as above
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 128 << 10)  # what glibc begins with
 
 
 def _tasks(folder: Path) -> int:

@@ -77,6 +77,13 @@ class _LayerTimes:
     milliseconds: float = 0.0
 
 
+@dataclass
+class _Changes:
+    """How often a context was given another profile, shape, or value of a shape tensor."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class _Execution:
     """One enqueued run of a network; calling it runs it, as often as a graph is launched."""
@@ -89,12 +96,20 @@ class _Execution:
     outputs: Sequence[_Placed]
     times: _LayerTimes
     refits: int
+    changes: _Changes
+    #: Of the context when this was captured; None if it was not.
+    captured_at: int | None
 
     def results(self) -> list[Array]:
         if self.network.refits != self.refits:
             raise MisuseError(
                 f"{self.call}: it was enqueued or captured, and then the engine was refitted, "
                 "which on a GPU is undefined"
+            )
+        if self.captured_at not in (None, self.changes.count):
+            raise MisuseError(
+                f"{self.call}: it was captured, and then its context was given other shapes, after "
+                "which a graph may write to memory that TensorRT has freed"
             )
         feeds = {p.tensor.name: p.read(self.driver, self.call) for p in self.inputs}
         start = time.perf_counter()
@@ -158,6 +173,8 @@ class IExecutionContext(TensorRTObject):
         self._scratch = _Scratch(is_users, network.scratch_bytes)
         self._in_call = threading.Lock()
         self._times = _LayerTimes()
+        self._changes = _Changes()
+        self._values: dict[str, Array] = {}
         self._last_stream: int | None = None
         self._input_consumed_event = 0
         self.name = ""
@@ -201,6 +218,7 @@ class IExecutionContext(TensorRTObject):
         if index != self._profile_index:
             self._driver.submit(stream, call, _nothing, uses=self._entries)
             self._profile_index = index
+            self._changes.count += 1
             self._unset_shapes()
         return True
 
@@ -231,6 +249,8 @@ class IExecutionContext(TensorRTObject):
                 f"{call} (Set dimension {list(dims)} for tensor {name} does not satisfy any "
                 f"optimization profiles. Valid range for profile {self._profile_index}: {valid}.)"
             )
+        if self._bindings.shapes.get(name) != dims:
+            self._changes.count += 1
         self._bindings.shapes[name] = dims
         return True
 
@@ -395,7 +415,8 @@ class IExecutionContext(TensorRTObject):
             self._execute_now(stream, call, inputs, values, shapes)
         else:
             outputs = [self._place_output(t, shapes[t.name], stream) for t in self._network.outputs]
-            execution = self._execution(call, inputs, values, outputs)
+            at = self._changes.count if self._driver.is_capturing(stream) else None
+            execution = self._execution(call, inputs, values, outputs, at)
             self._driver.submit(
                 stream,
                 call,
@@ -451,10 +472,19 @@ class IExecutionContext(TensorRTObject):
         inputs: Sequence[_Placed],
         values: Mapping[str, Array],
         outputs: Sequence[_Placed],
+        captured_at: int | None = None,
     ) -> _Execution:
-        network, times = self._network, self._times
         return _Execution(
-            self._driver, network, call, inputs, values, outputs, times, network.refits
+            self._driver,
+            self._network,
+            call,
+            inputs,
+            values,
+            outputs,
+            self._times,
+            self._network.refits,
+            self._changes,
+            captured_at,
         )
 
     def _place_input(self, tensor: Tensor) -> _Placed:
@@ -514,6 +544,9 @@ class IExecutionContext(TensorRTObject):
                     f"{tensor.name} are outside of profile {self._profile_index}: {valid})"
                 )
             values[tensor.name] = value
+            if not np.array_equal(self._values.get(tensor.name, ()), value):
+                self._changes.count += 1
+            self._values[tensor.name] = value
         return values
 
     def _output_shapes(self, values: Mapping[str, Array]) -> dict[str, Shape]:
