@@ -161,15 +161,31 @@ def test_beyond_the_bound_results_are_copies(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = session.infer(image(0))["y"]
-    monkeypatch.setattr(pipeline, "LENT_BYTES", 3 * first.nbytes)
+    monkeypatch.setattr(pipeline, "LENT_BYTES", 6 * first.nbytes)
     before = pinned_bytes(session.device)
     kept = [session.infer(image(seed))["y"] for seed in range(50)]
     for seed, y in enumerate(kept):
         assert_matches({"y": y}, expected(seed), 1e-4)
-    assert pinned_bytes(session.device) <= before + 3 * (first.nbytes + 64)  # a spare among them
+    assert pinned_bytes(session.device) <= before + 6 * (first.nbytes + 64)  # a spare among them
     del kept[:], y
     lent = address(session.infer(image(0))["y"])
     assert lent == address(session.infer(image(0))["y"])
+
+
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_results_are_lent_while_they_are_dropped_however_large_they_are(
+    host: Device, contexts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LENT_BYTES", 0)
+    monkeypatch.setattr(pipeline, "BRIEF_BYTES", -1)  # which are copied
+    with Session(static().model, device=host, contexts=contexts) as session:
+        for results in session.infer_many(image(seed) for seed in range(40)):
+            assert not results["y"].flags.owndata
+        del results
+        kept = [session.infer(image(seed))["y"] for seed in range(3 * contexts + 3)]
+        lent = [y for y in kept if not y.flags.owndata]
+        assert 3 <= len(lent) <= 4 * contexts  # each context has its own
+        del kept, lent
 
 
 def test_nothing_grows_over_many_calls(device: Device) -> None:

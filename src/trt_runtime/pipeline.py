@@ -59,7 +59,9 @@ KEPT_SHAPES = 8
 #: Graphs that a lane keeps; the oldest goes first.
 KEPT_GRAPHS = 16
 #: Bytes of page-locked memory that results may occupy in the callers' hands, for each session;
-#: beyond it results are copied.
+#: beyond it results are copied. As many as can be in flight, and one more for each context, are
+#: lent however large they are: copies of 62 MB took two contexts to half the speed of one
+#: (benchmarks/results/2026-11-24-h200-speed.md).
 LENT_BYTES = 256 << 20
 #: Inputs up to this size are staged in page-locked memory, whose copy a graph can hold; the
 #: driver stages larger ones itself, which is faster than a copy here and the transfer after it
@@ -731,7 +733,7 @@ class Pipeline:
     def may_lend(self, nbytes: int) -> bool:
         """Count these bytes in, if the bound allows."""
         with self._lock:
-            if self.lent_bytes + nbytes > LENT_BYTES:
+            if self.lent_bytes + nbytes > max(LENT_BYTES, (TRACKS + 1) * len(self.slots) * nbytes):
                 return False
             self.lent_bytes += nbytes
             return True
