@@ -1112,3 +1112,26 @@ def test_in_another_process_everything_refuses_and_closes_in_silence(
     assert block._holds == 2, "a fork's copy gave up a hold"
     block.drop()  # the array's, which really is gone
     assert not any(each.closed for each in opened.all)
+
+
+def test_an_interrupt_that_python_drops_as_a_finaliser_begins_only_puts_it_off(
+    platform: HostPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def memory() -> int:
+        return sum(entry.kind == "device memory" for entry in platform.host_driver.ledger.entries)
+
+    dropped: list[object] = []
+    with Device(platform) as device:
+        buffers = [DeviceBuffer(8, device=device)]
+        buffers[0]._record.quiet = True
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "unraisablehook", lambda it: dropped.append(it.exc_type))
+            patched.setattr(weakref.finalize, "__call__", interrupted)
+            buffers.clear()
+        assert dropped == [KeyboardInterrupt]
+        assert memory() == 1
+        Stream(device).close()
+        assert memory() == 0

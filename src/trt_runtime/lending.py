@@ -11,7 +11,6 @@ import logging
 import operator
 import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from . import dlpack
 from .errors import ExportError, InputError
 from .interrupts import uninterrupted
-from .ownership import Owned, insist
+from .ownership import Owned, insist, when_collected
 from .platform.driver import LEGACY_STREAM
 from .tensor import Shape
 
@@ -56,7 +55,7 @@ class Counted:
 
     def hold_for(self, thing: object) -> None:
         """Hold it for as long as ``thing`` lives."""
-        weakref.finalize(thing, _Hold(self).end).atexit = False
+        when_collected(thing, _Hold(self).end).atexit = False
 
     def drop_quietly(self) -> None:
         """`drop`, from the finaliser of an array: there is nobody to raise to."""
@@ -71,11 +70,7 @@ class Counted:
 
 
 class _Hold:
-    """A hold that `end` gives up, once.
-
-    An interrupt that comes as a finaliser begins Python drops, and the finaliser with it; then this
-    is collected, and given up all the same.
-    """
+    """A hold that `end` gives up, once, also when an interrupt makes Python drop a finaliser."""
 
     __slots__ = ("_memory",)
 

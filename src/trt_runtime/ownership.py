@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import CoroutineType, FrameType, GeneratorType, MethodType, TracebackType
@@ -95,6 +96,48 @@ def insist(step: Callable[[], _Result]) -> _Result:
         raise
 
 
+class _Grave(weakref.ref[Any]):
+    """Notes in C, where no interrupt can come between, that its object was collected."""
+
+    __slots__ = ("action",)
+
+    action: Callable[[], object]
+
+
+#: Of what was collected since `look_after_graves`.
+_graves: deque[_Grave] = deque()
+
+
+def when_collected(thing: object, action: Callable[[], object]) -> weakref.finalize[..., Any]:
+    """Call ``action`` when ``thing`` is collected, or when the interpreter exits before.
+
+    As `weakref.finalize`, whose callback is Python: an interrupt that comes as it begins Python
+    drops, and forgets the callback. So ``action`` is called again later, and does nothing then.
+    """
+    look_after_graves()
+    graves: list[_Grave] = []
+    finalizer = weakref.finalize(thing, _bury, graves)
+    grave = _Grave(thing, _graves.append)  # the newer: noted before the finaliser runs
+    grave.action = action
+    graves.append(grave)
+    return finalizer
+
+
+def look_after_graves() -> None:
+    """Call the action of everything that was collected."""
+    if _graves:
+        with uninterrupted():
+            while _graves:
+                _graves.popleft().action()
+
+
+def _bury(graves: list[_Grave]) -> None:
+    for grave in graves:
+        grave.action()
+    graves.clear()
+    look_after_graves()  # which forgets it, and all that it refers to
+
+
 class Record:
     """Handle, destroyer, parents, children and users of one owned object.
 
@@ -149,7 +192,7 @@ class Record:
     def __del__(self) -> None:
         # Python drops an interrupt that comes in a finaliser, and forgets the finaliser.
         if self._closing is None:
-            _finalize(self, at_exit=False)
+            _finalize(self, _nobody)
 
     @property
     def closed(self) -> bool:
@@ -376,17 +419,24 @@ def _uses_records(frame: FrameType | None) -> bool:
     return False
 
 
+def _nobody() -> None:
+    """Stand-in for a reference to an object that is gone."""
+
+
 def _leave_to_the_process(_: Any) -> None:
     """Stand-in for a destroyer that has run, or must not."""
 
 
-def _finalize(record: Record, *, at_exit: bool) -> None:
+def _finalize(
+    record: Record, reference: Callable[[], Owned | None], _: tuple[Owned, ...] = ()
+) -> None:
     """Release a forgotten object, then report it."""
     if record.pid != process.pid:
         record.abandon()
         return
     if record.closed:
         return
+    at_exit = reference() is not None  # only the interpreter's exit finalises a living object
     _patience.seconds = EXIT_PATIENCE_SECONDS if at_exit else None
     try:
         record.close()
@@ -447,7 +497,8 @@ class Owned:
             raise
         self._record = record
         # The parents ride along as objects: they must not be collected before this one.
-        self._finalizer = weakref.finalize(self, _finalize_with, record, weakref.ref(self), parents)
+        forgotten = partial(_finalize, record, weakref.ref(self), parents)
+        self._finalizer = when_collected(self, forgotten)
 
     def _require_open(self) -> None:
         """Raise `ClosedError` or `ForkedProcessError` unless this object can be used."""
@@ -475,6 +526,7 @@ class Owned:
         record = getattr(self, "_record", None)
         if record is None:
             return
+        look_after_graves()
         record.close()
         self._finalizer.detach()
 
@@ -516,10 +568,3 @@ class Owned:
             f"{type(self).__name__} owns memory of this process and cannot be pickled or copied; "
             "send what it was made from instead"
         )
-
-
-def _finalize_with(
-    record: Record, reference: weakref.ref[Owned], parents: tuple[Owned, ...]
-) -> None:
-    # Only the interpreter's exit finalises a living object.
-    _finalize(record, at_exit=reference() is not None)
