@@ -22,6 +22,7 @@ from trt_runtime import (
     DtypeError,
     EngineError,
     InputError,
+    OutOfMemoryError,
     Session,
     ShapeError,
     Stream,
@@ -186,6 +187,40 @@ def test_results_are_lent_while_they_are_dropped_however_large_they_are(
         lent = [y for y in kept if not y.flags.owndata]
         assert 3 <= len(lent) <= 4 * contexts  # each context has its own
         del kept, lent
+
+
+def test_a_track_that_an_interrupt_has_left_aside_is_found_again(session: Session) -> None:
+    for seed in range(3):
+        session.infer(image(seed))
+    with session._record as opened:
+        (slot,) = opened.pipeline.slots
+    lost = [slot.idle.pop() for _ in range(len(slot.idle))]  # as before a flight
+    for seed in range(3):
+        assert_matches(session.infer(image(seed)), expected(seed), 1e-4)
+    lost = [slot.idle.pop() for _ in range(len(slot.idle))]
+    for track in lost:  # as after one
+        track.flight = pipeline.Flight(track, track.lane, (), None)
+        track.flight.claimed = True
+    for seed in range(3):
+        assert_matches(session.infer(image(seed)), expected(seed), 1e-4)
+    assert len(slot.idle) == len(lost)
+
+
+def test_memory_that_results_did_not_get_is_not_counted(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OutOfMemoryError(2, "CUDA_ERROR_OUT_OF_MEMORY", "cuMemHostAlloc")
+
+    with session._record as opened:
+        lent = opened.pipeline.lent_bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "Results", refuse)
+        for _ in range(3):
+            with pytest.raises(OutOfMemoryError):
+                session.infer(image(0))
+    assert opened.pipeline.lent_bytes == lent
+    assert_matches(session.infer(image(0)), expected(0), 1e-4)
 
 
 def test_nothing_grows_over_many_calls(device: Device) -> None:

@@ -182,6 +182,21 @@ def test_a_second_thread_that_does_not_want_to_wait_is_told_so(busy: Busy) -> No
     busy.other_stream.synchronize()
 
 
+def test_a_turn_that_an_interrupt_has_left_taken_is_its_threads_own(host: Device) -> None:
+    with (
+        Engine.build(static().model, device=host) as engine,
+        engine.create_execution_context() as context,
+        Stream(host) as stream,
+        BindingSet(context) as bindings,
+    ):
+        turn = getattr(context, "_tu" + "rn")  # who names it is taken for one who uses it
+        turn.take(True)
+        context.execute(bindings, stream)
+        assert turn._owner is None
+        assert turn._lock.acquire(blocking=False)
+        turn._lock.release()
+
+
 def test_a_context_cannot_be_called_from_inside_its_own_callback(host: Device) -> None:
     refused: list[BusyError] = []
     with ExitStack() as stack:

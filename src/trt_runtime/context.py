@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .device import PrimaryContext
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 Profiler = Callable[[str, float], None]
 
+#: What a function that takes a context's turn, or has `standstill` take it, names.
+_TAKE_TURNS = frozenset({"_turn", "standstill"})
 #: How many shape combinations a context remembers the output shapes of.
 _KEPT_OUTPUT_SHAPES = 64
 
@@ -42,16 +46,37 @@ class _Turn:
     def take(self, blocking: bool) -> None:
         me = threading.get_ident()
         if self._owner == me:
-            raise BusyError(f"{self._label} was called from inside its own callback")
-        if not self._lock.acquire(blocking):
+            if _takes_turns(sys._getframe(2)):
+                raise BusyError(f"{self._label} was called from inside its own callback")
+            return  # an interrupt came before the call that it was taken for, and has left it so
+        taken = False
+        try:
+            with uninterrupted():
+                taken = self._lock.acquire(blocking)
+                if taken:
+                    self._owner = me
+        except BaseException:
+            if taken:
+                self.give()
+            raise
+        if not taken:
             raise BusyError(
                 f"{self._label} is in use by another thread; wait for it, or create another context"
             )
-        self._owner = me
 
     def give(self) -> None:
-        self._owner = None
-        self._lock.release()
+        with uninterrupted():
+            self._owner = None
+            self._lock.release()
+
+
+def _takes_turns(frame: FrameType | None) -> bool:
+    """Whether a function that takes a turn has been called on this stack and has not returned."""
+    while frame is not None:
+        if not _TAKE_TURNS.isdisjoint(frame.f_code.co_names):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _GrownOutputs:
@@ -143,7 +168,7 @@ class Configuration:
 
     def __init__(self, bindings: BindingSet) -> None:
         key = bindings._shape_key()
-        # Equal values of another set are told to TensorRT all the same: it reads them there.
+        # Equal values of another set are told to TensorRT all the same, as they are elsewhere.
         has_values = any(spec.is_shape_tensor for spec in bindings.context.engine.inputs)
         self._key = (*key, bindings._serial if has_values else None)
 

@@ -39,7 +39,7 @@ class BusyError(TrtRuntimeError):
 
 
 class StaleGraphError(TrtRuntimeError):
-    """A CUDA graph's context has had other shapes since the capture, so it cannot be launched."""
+    """A CUDA graph's context was set up otherwise since the capture, so it cannot be launched."""
 
 
 class ForkedProcessError(TrtRuntimeError):

@@ -145,9 +145,9 @@ class CudaGraph(Owned):
         Raises
         ------
         StaleGraphError
-            The context has had other shapes since the capture, as another binding set's, or where
-            the engine has shape tensors any other binding set: TensorRT leaves undefined what the
-            graph would do then.
+            Since the capture the context was given the shapes of another binding set, or, if the
+            engine has shape tensors, another binding set of any shapes. TensorRT leaves undefined
+            what the graph would do.
         """
         _same_device(self.context.device, stream.device, "graph", "stream")
         bindings, context = self.bindings, self.context

@@ -3,7 +3,10 @@
 Python runs a signal's handler between any two instructions of the main thread: also between a
 call's return and the line that keeps what it returned, and between taking a handle out and
 destroying it. Only ``SIGINT`` is put off, and only the first: a second one does what it always
-does, should what the first waits for never end.
+does, should what the first waits for never end, and may leave a handle then.
+
+A handler of SIGINT that C code has set, and `signal.siginterrupt`, are lost, as Python tells of
+neither.
 """
 
 from __future__ import annotations

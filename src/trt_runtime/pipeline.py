@@ -58,9 +58,9 @@ TRACKS = 3
 KEPT_SHAPES = 8
 #: Graphs that a lane keeps; the oldest goes first.
 KEPT_GRAPHS = 16
-#: Bytes of page-locked memory that results may occupy in the callers' hands, for each session;
-#: beyond it results are copied. As many as can be in flight, and one more for each context, are
-#: lent however large they are: copies of 62 MB took two contexts to half the speed of one
+#: Bytes of page-locked memory that a session keeps for results to lend, of all its shapes; beyond
+#: it results are copied. As many as can be in flight, and one more for each context, may be kept in
+#: any case: copies of 62 MB took two contexts to half the speed of one
 #: (benchmarks/results/2026-11-24-h200-speed.md).
 LENT_BYTES = 256 << 20
 #: Inputs up to this size are staged in page-locked memory, whose copy a graph can hold; the
@@ -544,8 +544,28 @@ class Slot:
                 if self.idle:
                     return self._fly(self.idle.pop(), inputs, key, targets, overlap)
                 flights = [track.flight for track in self._tracks if track.flight is not None]
+            flights = [flight for flight in flights if not flight.claimed]
             if flights:
                 min(flights, key=_serial).make_way()
+            else:
+                self._find_lost_tracks()
+
+    def _find_lost_tracks(self) -> None:
+        """Wait for whoever settles a flight; make idle the tracks that an interrupt has left aside.
+
+        One can come between taking a track and its flight, and between a flight's end and the
+        track's return.
+        """
+        for track in self._tracks:
+            with track.lock, self._lock:
+                flight = track.flight
+                if track in self.idle or not (flight is None or flight.claimed):
+                    continue
+                insist(partial(self.driver.stream_synchronize, track.handle))
+                if flight is None:
+                    self.idle.append(track)
+                else:
+                    track.leave(flight)
 
     def _fly(
         self, track: Track, inputs: Inputs, key: Key, targets: Targets | None, overlap: bool
@@ -659,7 +679,12 @@ class Slot:
             if lends and not self.pipeline.may_lend(nbytes):
                 return self._take_results(lane, False)
             with uninterrupted():
-                results = Results(self.context._primary, outputs, lends=lends)
+                try:
+                    results = Results(self.context._primary, outputs, lends=lends)
+                except BaseException:
+                    if lends:
+                        self.pipeline.may_lend(-nbytes)
+                    raise
                 kept.append(results)
         results.in_flight = True
         return results

@@ -35,8 +35,7 @@ class LastUse:
         self._expected: Record | None = None
 
     def begin(self, stream: Stream | None, handle: int) -> None:
-        if self._expected is not None:
-            self._wait_for_unmarked()
+        self._wait_for_unmarked()
         if self._used and (stream is None or self._stream is not stream._record):
             self._driver.stream_wait_event(handle, self._event)
 
@@ -57,22 +56,20 @@ class LastUse:
             self._expected = None
 
     def _wait_for_unmarked(self) -> None:
-        assert self._expected is not None
-        # Closing a stream waits for its work.
-        with suppress(ClosedError), self._expected as handle:
-            insist(lambda: self._driver.stream_synchronize(handle))
-        self._expected = None
+        expected = self._expected
+        if expected is not None:
+            # Closing a stream waits for its work.
+            with suppress(ClosedError), expected as handle:
+                insist(lambda: self._driver.stream_synchronize(handle))
 
     @property
     def finished(self) -> bool:
-        if self._expected is not None:
-            self._wait_for_unmarked()
+        self._wait_for_unmarked()
         return not self._used or self._driver.event_query(self._event)
 
     def wait(self) -> None:
         """Block until the work has ended; the device's context must be current."""
-        if self._expected is not None:
-            self._wait_for_unmarked()
+        self._wait_for_unmarked()
         if self._used:
             insist(lambda: self._driver.event_synchronize(self._event))
 
