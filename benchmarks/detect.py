@@ -188,106 +188,6 @@ def added_layers(detector: Detector, runs: int) -> dict[str, float] | None:
     return {layer.name: layer.ms for layer in profile.layers if "trt_runtime" in layer.name}
 
 
-# Other graphs ------------------------------------------------------------------------------------
-
-
-def transpose_first(
-    graph: Any, placement: Any, network: tuple[int, int], batch: int, target: str
-) -> None:
-    """As `in_graph._preprocess`, with the channels first before it resizes."""
-    (top, left), (rows, columns) = placement.offset, placement.size
-    pixels = graph.node("Cast", [in_graph.INPUT], to=onnx.TensorProto.FLOAT)
-    pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
-    if placement.image != placement.size:
-        sizes = graph.constant([batch, 3, rows, columns])
-        pixels = graph.node(
-            "Resize",
-            [pixels, "", "", sizes],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        )
-    pixels = graph.node("Mul", [pixels, graph.constant(1 / 255, np.float32)])
-    pads = [0, 0, top, left, 0, 0, network[0] - rows - top, network[1] - columns - left]
-    half = graph.constant(0.5, np.float32)
-    graph.node("Pad", [pixels, graph.constant(pads), half], target)
-
-
-def matrices(graph: Any, placement: Any, network: tuple[int, int], batch: int, target: str) -> None:
-    """Resizing, scaling and padding as two matrix products, for tensor cores."""
-    height, width = placement.image
-
-    def weights(count: int, whole: int, offset: int, length: int) -> np.ndarray:
-        at = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
-        before = at.astype(int)
-        after = np.minimum(before + 1, length - 1)
-        matrix = np.zeros((whole, length), np.float32)
-        rows = np.arange(count) + offset
-        np.add.at(matrix, (rows, before), 1 - (at - before))
-        np.add.at(matrix, (rows, after), at - before)
-        return matrix
-
-    down = weights(placement.size[0], network[0], placement.offset[0], height)
-    across = weights(placement.size[1], network[1], placement.offset[1], width) / 255
-    padding = np.full((1, 1, *network), 0.5, np.float32)
-    (top, left), (rows, columns) = placement.offset, placement.size
-    padding[..., top : top + rows, left : left + columns] = 0
-    pixels = graph.node("Cast", [in_graph.INPUT], to=onnx.TensorProto.FLOAT)
-    lines = graph.node("Reshape", [pixels, graph.constant([batch, height, width * 3])])
-    lines = graph.node("MatMul", [graph.constant(down, np.float32), lines])
-    pixels = graph.node("Reshape", [lines, graph.constant([batch, network[0], width, 3])])
-    pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
-    pixels = graph.node("MatMul", [pixels, graph.constant(across.T, np.float32)])
-    graph.node("Add", [pixels, graph.constant(padding, np.float32)], target)
-
-
-def select_twice(graph: Any, layout: Layout, batch: int, count: int) -> tuple[str, str]:
-    """As `in_graph._select`, with the best of each of many groups first, then the best of all."""
-    table = in_graph._table(layout)
-    groups = max(n for n in range(1, 65) if len(table) % n == 0 and len(table) // n >= count)
-    size = len(table) // groups
-    flat = graph.node(
-        "Concat",
-        [
-            graph.node("Reshape", [head.output, graph.constant([batch, -1])])
-            for head in layout.heads
-        ],
-        axis=1,
-    )
-    objectness = graph.node("Gather", [flat, graph.constant(table[:, 4], np.int32)], axis=1)
-    objectness = graph.node("Reshape", [objectness, graph.constant([batch, groups, size])])
-    values, cells = graph.nodes_of("TopK", [objectness, graph.constant([count])], 2, axis=2)
-    starts = graph.constant(np.arange(groups).reshape(1, -1, 1) * size)
-    line = graph.constant([batch, groups * count])
-    cells = graph.node("Reshape", [graph.node("Add", [cells, starts]), line])
-    values = graph.node("Reshape", [values, line])
-    _, best = graph.nodes_of("TopK", [values, graph.constant([count])], 2, axis=1)
-    best = graph.node("GatherElements", [cells, best], axis=1)
-    where = graph.node("Gather", [graph.constant(table, np.int32), best], axis=0)
-    if batch > 1:
-        offsets = np.arange(batch).reshape(-1, 1, 1) * table.size
-        where = graph.node("Add", [where, graph.constant(offsets, np.int32)])
-    every = graph.node("Reshape", [flat, graph.constant([-1])])
-    return graph.node("Gather", [every, where], axis=0), best
-
-
-#: By the name that ``--alternatives`` takes: functions of `in_graph` and what takes their place.
-ALTERNATIVES: dict[str, dict[str, Callable[..., Any]]] = {
-    "transpose-first": {"_preprocess": transpose_first},
-    "matrices": {"_preprocess": matrices},
-    "select-twice": {"_select": select_twice},
-}
-
-
-def surrounded(
-    model: onnx.ModelProto, layout: Layout, image: tuple[int, int] | None, alternative: str = ""
-) -> onnx.ModelProto:
-    with ExitStack() as stack:
-        for name, other in ALTERNATIVES.get(alternative, {}).items():
-            stack.callback(setattr, in_graph, name, getattr(in_graph, name))
-            setattr(in_graph, name, other)
-        return in_graph.surround(model, layout, image=image)
-
-
 # Ways to detect ----------------------------------------------------------------------------------
 
 
@@ -386,9 +286,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--count", type=int, default=300, help="images of a stream")
     parser.add_argument("--contexts", type=int, nargs="*", default=[1, 2, 3])
-    parser.add_argument(
-        "--alternatives", nargs="*", choices=ALTERNATIVES, default=[], help="other graphs to try"
-    )
     arguments = parser.parse_args()
     rounds, size = arguments.rounds, tuple(arguments.image)
 
@@ -420,10 +317,8 @@ def main() -> None:
         }
         camera = (int(size[0]), int(size[1]))
         ways: dict[str, onnx.ModelProto] = {"numpy": plain}
-        ways["graph, network's size"] = surrounded(plain, layout, None)
-        ways["graph, camera's size"] = surrounded(plain, layout, camera)
-        for name in arguments.alternatives:
-            ways[f"graph, camera's size, {name}"] = surrounded(plain, layout, camera, name)
+        ways["graph, network's size"] = in_graph.surround(plain, layout)
+        ways["graph, camera's size"] = in_graph.surround(plain, layout, image=camera)
         with Detector(plain, threshold=THRESHOLD, device="host") as exact:
             want = exact.detect(image)
         clock = Clock(rounds)

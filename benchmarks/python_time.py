@@ -48,6 +48,7 @@ def stubbed(platform: HostPlatform, device: Device) -> Iterator[None]:
     before = driver.current_context()
     driver.set_current_context(context)
     calls: dict[str, Any] = dict.fromkeys(_STUBBED, lambda *_: None)
+    calls["stream_query"] = lambda *_: True
     with mock.patch.multiple(driver, current_context=lambda: context, **calls):
         yield
     driver.set_current_context(before)

@@ -262,12 +262,34 @@ def test_from_the_third_call_on_an_inference_is_one_launch(
         recorder.calls.clear()
         results.append(session.infer(image(seed)))
         del results[:-1]
-    assert [call for call in recorder.calls if "Ctx" not in call] == [
-        "cuGraphLaunch",
-        "cuStreamSynchronize",
-    ]
+    launch, *waits = [call for call in recorder.calls if "Ctx" not in call]
+    assert launch == "cuGraphLaunch"
+    assert set(waits) in ({"cuStreamQuery"}, {"cuStreamSynchronize"})
     assert session.graph_fallback is None
     assert_matches(results[0], expected(7), 1e-4)
+
+
+def test_a_lone_thread_waits_by_asking(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        Device(HostPlatform(recorder)) as device,
+        Session(static().model, device=device) as session,
+    ):
+        for threads, way in ((1, "cuStreamQuery"), (2, "cuStreamSynchronize")):
+            monkeypatch.setattr(threading, "active_count", lambda n=threads: n)
+            recorder.calls.clear()
+            assert_matches(session.infer(image(threads)), expected(threads), 1e-4)
+            assert {c for c in recorder.calls if "Query" in c or "Synchronize" in c} == {way}
+
+
+def test_where_waiting_threads_are_to_sleep_nobody_asks(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    with Device(HostPlatform(recorder)) as device:
+        monkeypatch.setattr(device._driver, "primary_context_spins", lambda _: False)
+        with Session(static().model, device=device) as session:
+            assert_matches(session.infer(image(0)), expected(0), 1e-4)
+    assert "cuStreamQuery" not in recorder.calls
 
 
 def test_without_graphs_nothing_is_captured(recorder: Recorder) -> None:

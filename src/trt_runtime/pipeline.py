@@ -466,7 +466,7 @@ class Track:
                 try:
                     if results is not None and results.lends:
                         arrays = results.lend()  # made while the device works
-                    driver.stream_synchronize(self.handle)
+                    self._wait()
                 except BaseException:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
@@ -481,6 +481,21 @@ class Track:
                     raise
             finally:
                 self.leave(flight)
+
+    def _wait(self) -> None:
+        """Block until the device has done what is on the track.
+
+        By asking again and again, if no other Python thread wants the interpreter: after a
+        millisecond in the driver, Python is slow for a while (benchmarks/results/
+        2026-11-24-h200-speed.md: 187 µs for what takes 98, and 124 after one of questions). The
+        processor is busy either way.
+        """
+        slot = self.slot
+        if slot.asks and threading.active_count() == 1:
+            while not slot.driver.stream_query(self.handle):
+                pass
+        else:
+            slot.driver.stream_synchronize(self.handle)
 
     def leave(self, flight: Flight) -> None:
         """The flight has ended, well or not."""
@@ -512,6 +527,8 @@ class Slot:
         self.fixed = not any(s.is_dynamic or s.is_shape_tensor for s in engine.inputs)
         #: Why inferences are not captured in graphs; None while they may be.
         self.graph_fallback: str | None = None if pipeline.graphs else "graphs=False was given"
+        #: Whether to wait by asking: not where the process wants waiting threads to sleep.
+        self.asks = self.driver.primary_context_spins(self.device.ordinal)
         #: The tracks without a flight. Taken from under the lock only, and added to from anywhere.
         self.idle: deque[Track] = deque()
         self._tracks: list[Track] = []

@@ -60,6 +60,7 @@ RESULTS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetAttribute": (9,),
     "cuDeviceTotalMem": (1 << 37,),
     "cuDevicePrimaryCtxRetain": (Handle(0xC0),),
+    "cuDevicePrimaryCtxGetState": (0, 1),
     "cuCtxGetCurrent": (Handle(0),),
     "cuMemGetInfo": (5, 7),
     "cuMemAlloc": (Handle(0x7000),),
@@ -79,6 +80,7 @@ class Bindings:
     """``cuda.bindings.driver``, of which any call can be told what to return."""
 
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUctx_flags = SimpleNamespace(CU_CTX_SCHED_YIELD=2, CU_CTX_SCHED_BLOCKING_SYNC=4)
     CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
     CUstreamCaptureStatus = SimpleNamespace(CU_STREAM_CAPTURE_STATUS_NONE=0)
@@ -130,6 +132,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "multiprocessor_count": ((0,), "cuDeviceGetAttribute"),
     "retain_primary_context": ((0,), "cuDevicePrimaryCtxRetain"),
     "release_primary_context": ((0,), "cuDevicePrimaryCtxRelease"),
+    "primary_context_spins": ((0,), "cuDevicePrimaryCtxGetState"),
     "current_context": ((), "cuCtxGetCurrent"),
     "set_current_context": ((0xC0,), "cuCtxSetCurrent"),
     "memory_info": ((), "cuMemGetInfo"),
@@ -220,6 +223,16 @@ def test_running_out_of_memory_is_a_memory_error(bindings: Bindings) -> None:
         driver.mem_alloc(16)
 
 
+@pytest.mark.parametrize(
+    ("flags", "spins"), [(0, True), (1, True), (8, True), (2, False), (4, False), (12, False)]
+)
+def test_whether_waiting_threads_spin_is_what_the_context_was_made_with(
+    bindings: Bindings, monkeypatch: pytest.MonkeyPatch, flags: int, spins: bool
+) -> None:
+    monkeypatch.setitem(RESULTS, "cuDevicePrimaryCtxGetState", (flags, 1))
+    assert CudaDriver().primary_context_spins(0) is spins
+
+
 def test_a_device_that_cannot_be_had_names_that_call(bindings: Bindings) -> None:
     driver = CudaDriver()
     bindings.failing["cuDeviceGet"] = 101
@@ -228,6 +241,7 @@ def test_a_device_that_cannot_be_had_names_that_call(bindings: Bindings) -> None
         "compute_capability",
         "total_memory",
         "multiprocessor_count",
+        "primary_context_spins",
         "retain_primary_context",
     ):
         with pytest.raises(CudaError, match="cuDeviceGet failed"):

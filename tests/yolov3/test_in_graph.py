@@ -15,7 +15,13 @@ from onnx import TensorProto
 from trt_runtime import InputError
 from trt_runtime.yolov3 import Layout, surround
 from trt_runtime.yolov3.decode import Candidates, decode, places_of
-from trt_runtime.yolov3.in_graph import INPUT, SELECTED, read_selected, read_suppressed
+from trt_runtime.yolov3.in_graph import (
+    INPUT,
+    SELECTED,
+    _group_size,
+    read_selected,
+    read_suppressed,
+)
 from trt_runtime.yolov3.preprocess import Fit, preprocess, resize
 from trt_runtime.yolov3.suppress import suppress
 
@@ -119,7 +125,7 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
 
 
 @cache
-def heads_alone() -> onnx.ModelProto:
+def heads_alone(batch: int = 1, opset: int = 17) -> onnx.ModelProto:
     """A network that gives three numbers of the image's and zeros as its heads."""
     layout = small.layout()
     sizes = [head.channels * head.grid[0] * head.grid[1] for head in layout.heads]
@@ -138,9 +144,9 @@ def heads_alone() -> onnx.ModelProto:
     outputs = {}
     rng = np.random.default_rng(0)
     for head, size in zip(layout.heads, sizes, strict=True):
-        name, shape = head.output, [1, head.channels, *head.grid]
+        name, shape = head.output, [batch, head.channels, *head.grid]
         constants[f"numbers_{name}"] = (
-            rng.standard_normal(size).astype(np.float32).reshape(shape) * 3
+            rng.standard_normal(batch * size).astype(np.float32).reshape(shape) * 3
         )
         constants[f"shape_{name}"] = np.array([1, 1, 1, 1])
         nodes.append(
@@ -148,25 +154,40 @@ def heads_alone() -> onnx.ModelProto:
         )
         nodes.append(onnx.helper.make_node("Add", [f"numbers_{name}", f"none_{name}"], [name]))
         outputs[name] = (TensorProto.FLOAT, shape)
-    return make_model(nodes, {"000_net": (TensorProto.FLOAT, [1, 3, *SIZE])}, outputs, constants)
+    inputs = {"000_net": (TensorProto.FLOAT, [batch, 3, *SIZE])}
+    model = make_model(nodes, inputs, outputs, constants)
+    model.opset_import[0].version = opset
+    return model
 
 
-@pytest.mark.parametrize("count", [1, 7, 100, 3840])
-def test_the_cells_of_the_highest_objectness_are_chosen(count: int) -> None:
-    graph = surround(heads_alone(), small.layout(), candidates=count)
-    outputs = reference(graph, {INPUT: np.zeros((1, *SIZE, 3), np.uint8)})
-    heads = reference(heads_alone(), {"000_net": np.zeros((1, 3, *SIZE), np.float32)})
+@pytest.mark.parametrize("count", [1, 7, 20, 100, 3840])
+@pytest.mark.parametrize(("batch", "opset"), [(1, 17), (3, 17), (1, 18)])
+def test_the_cells_of_the_highest_objectness_are_chosen(count: int, batch: int, opset: int) -> None:
+    model = heads_alone(batch, opset)
+    graph = surround(model, small.layout(), candidates=count)
+    outputs = reference(graph, {INPUT: np.zeros((batch, *SIZE, 3), np.uint8)})
+    heads = reference(model, {"000_net": np.zeros((batch, 3, *SIZE), np.float32)})
     rows = np.concatenate(
         [
-            heads[head.output].reshape(2, 8, -1).transpose(0, 2, 1).reshape(-1, 8)
+            heads[head.output].reshape(batch, 2, 8, -1).swapaxes(2, 3).reshape(batch, -1, 8)
             for head in small.layout().heads
-        ]
+        ],
+        axis=1,
     )
-    best = np.argsort(-rows[:, 4], kind="stable")[:count]
-    np.testing.assert_array_equal(outputs["cells"][0], best)
-    np.testing.assert_array_equal(outputs["candidates"][0], rows[best])
+    best = np.argsort(-rows[..., 4], kind="stable")[:, :count]
+    np.testing.assert_array_equal(outputs["cells"], best)
+    chosen = np.take_along_axis(rows, best[..., None], axis=1)
+    np.testing.assert_array_equal(outputs["candidates"], chosen)
     assert outputs["cells"].dtype == np.int32
-    assert outputs["candidates"].shape == (1, min(count, len(rows)), 8)
+    assert outputs["candidates"].shape == (batch, min(count, rows.shape[1]), 8)
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "size"), [(22743, 100, 21), (22743, 1, 171), (2535, 100, 5), (7, 3, 1)]
+)
+def test_groups_divide_what_is_searched(length: int, count: int, size: int) -> None:
+    assert _group_size(length, count) == size
+    assert length % size == 0
 
 
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))

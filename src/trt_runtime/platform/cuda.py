@@ -39,6 +39,9 @@ class CudaDriver:
         self._non_blocking = int(cu.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self._no_timing = int(cu.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         self._blocking_sync = int(cu.CUevent_flags.CU_EVENT_BLOCKING_SYNC)
+        self._gives_up_processor = int(cu.CUctx_flags.CU_CTX_SCHED_YIELD) | int(
+            cu.CUctx_flags.CU_CTX_SCHED_BLOCKING_SYNC
+        )
         self._capture_mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._not_capturing = cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
         self._success = cu.CUresult.CUDA_SUCCESS
@@ -117,6 +120,11 @@ class CudaDriver:
             self._cu.cuDevicePrimaryCtxRelease(self._device(ordinal))[0],
             "cuDevicePrimaryCtxRelease",
         )
+
+    def primary_context_spins(self, ordinal: int) -> bool:
+        status, flags, _ = self._cu.cuDevicePrimaryCtxGetState(self._device(ordinal))
+        self._check(status, "cuDevicePrimaryCtxGetState")
+        return not int(flags) & self._gives_up_processor
 
     def current_context(self) -> int:
         status, context = self._cu.cuCtxGetCurrent()

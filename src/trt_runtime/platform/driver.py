@@ -69,6 +69,9 @@ class Driver(Protocol):
     def multiprocessor_count(self, ordinal: int) -> int: ...
     def retain_primary_context(self, ordinal: int) -> int: ...
     def release_primary_context(self, ordinal: int) -> None: ...
+    def primary_context_spins(self, ordinal: int) -> bool:
+        """Whether a thread that waits for the device keeps its processor busy, as by default."""
+
     def current_context(self) -> int:
         """The context current on this thread; 0 when there is none."""
 

@@ -14,6 +14,7 @@ right behind it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,11 +91,11 @@ def surround(
     if not 1 <= candidates <= _MOST_CANDIDATES:
         raise InputError(f"candidates are from 1 to {_MOST_CANDIDATES}, not {candidates}")
     count = min(candidates, _count_cells(layout))
-    source, batch = _check(model, layout)
+    source, batch, opset = _check(model, layout)
     network = (layout.height, layout.width)
     placement = Placement.of(image or network, network, fit)
 
-    graph = _Graph()
+    graph = _Graph(opset)
     _preprocess(graph, placement, network, batch, source)
     numbers, best = _select(graph, layout, batch, count)
     if nms:
@@ -159,7 +160,8 @@ def read_suppressed(
 class _Graph:
     """Nodes and constants that are added; every name is their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int = _OLDEST_OPSET) -> None:
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -188,14 +190,20 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
+    def maximum(self, source: str, axis: int) -> str:
+        """Along one axis, which goes."""
+        if self.opset < 18:
+            return self.node("ReduceMax", [source], axes=[axis], keepdims=0)
+        return self.node("ReduceMax", [source, self.constant([axis])], keepdims=0)
+
     def part(self, source: str, start: int, end: int, axis: int = 2) -> str:
         """``source[..., start:end]``."""
         ends = [self.constant([number]) for number in (start, end, axis)]
         return self.node("Slice", [source, *ends])
 
 
-def _check(model: onnx.ModelProto, layout: Layout) -> tuple[str, int]:
-    """The model's input and its batch."""
+def _check(model: onnx.ModelProto, layout: Layout) -> tuple[str, int, int]:
+    """The model's input, its batch and its opset."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -213,61 +221,124 @@ def _check(model: onnx.ModelProto, layout: Layout) -> tuple[str, int]:
     missing = {head.output for head in layout.heads} - {v.name for v in model.graph.output}
     if missing:
         raise InputError(f"the model has no output {', '.join(map(repr, sorted(missing)))}")
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("", 0) < _OLDEST_OPSET:
+    opset = {entry.domain: entry.version for entry in model.opset_import}.get("", 0)
+    if opset < _OLDEST_OPSET:
         raise InputError(
-            f"the model has opset {opsets.get('', 0)}, and {_OLDEST_OPSET} is needed; "
+            f"the model has opset {opset}, and {_OLDEST_OPSET} is needed; "
             "onnx.version_converter.convert_version makes it newer"
         )
-    return inputs[0].name, dims[0]
+    return inputs[0].name, dims[0], opset
 
 
 def _preprocess(
     graph: _Graph, placement: Placement, network: tuple[int, int], batch: int, target: str
 ) -> None:
     """From bytes, channels last, to what the network takes."""
-    (top, left), (rows, columns) = placement.offset, placement.size
-    border = (top, left, network[0] - rows - top, network[1] - columns - left)
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
-    if placement.image != placement.size:
-        # Before the channels move: what is left to move is a tenth for a 1920x1080 image.
-        pixels = graph.node(
-            "Resize",
-            [pixels, "", "", graph.constant([batch, rows, columns, 3])],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        )
+    padding: NDArray[np.floating] = np.zeros(())
+    if (placement.size, placement.offset) != (placement.image, (0, 0)):
+        # By gathering: 12 µs for a 1920x1080 image where Resize, Transpose and Pad take 26 (H200).
+        insides = []
+        for axis in range(2):
+            first, second, share, inside = _between(placement, network, axis)
+            ends = [
+                graph.node("Gather", [pixels, graph.constant(at, np.int32)], axis=axis + 1)
+                for at in (first, second)
+            ]
+            across = (1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1)
+            weights = [inside * (1 - share), inside * share]
+            pixels = graph.node(
+                "Add",
+                [
+                    graph.node("Mul", [end, graph.constant(weight.reshape(across), np.float32)])
+                    for end, weight in zip(ends, weights, strict=True)
+                ],
+            )
+            insides.append(inside)
+        padding = PADDING * (1 - insides[0][:, None] * insides[1])
     pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
     scale = graph.constant(1 / 255, np.float32)
-    if any(border):
+    if padding.any():
         pixels = graph.node("Mul", [pixels, scale])
-        pads = graph.constant([0, 0, *border[:2], 0, 0, *border[2:]])
-        graph.node("Pad", [pixels, pads, graph.constant(PADDING, np.float32)], target)
+        graph.node("Add", [pixels, graph.constant(padding, np.float32)], target)
     else:
         graph.node("Mul", [pixels, scale], target)
 
 
+def _between(
+    placement: Placement, network: tuple[int, int], axis: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """For each of the network's rows, or columns: which two of the image's it lies between.
+
+    The first and the second, the second's share, and 1 within the image's copy and 0 beside it.
+    """
+    length, count = placement.image[axis], placement.size[axis]
+    at = np.arange(network[axis]) - placement.offset[axis]
+    inside = ((at >= 0) & (at < count)).astype(np.float64)
+    source = ((at + 0.5) * (length / count) - 0.5).clip(0, length - 1)
+    first = source.astype(np.intp)
+    return first, np.minimum(first + 1, length - 1), source - first, inside
+
+
 def _select(graph: _Graph, layout: Layout, batch: int, count: int) -> tuple[str, str]:
     """The numbers of the likeliest cells, (batch, count, 5 + classes), and which cells they are."""
-    sizes = [head.channels * head.grid[0] * head.grid[1] for head in layout.heads]
-    flat = graph.node(
-        "Concat",
-        [
-            graph.node("Reshape", [head.output, graph.constant([batch, size])])
-            for head, size in zip(layout.heads, sizes, strict=True)
-        ],
-        axis=1,
-    )
-    table = _table(layout)
-    objectness = graph.node("Gather", [flat, graph.constant(table[:, 4], np.int32)], axis=1)
-    _, best = graph.nodes_of("TopK", [objectness, graph.constant([count])], 2, axis=1)
+    objectness, flat, sizes = [], [], []
+    for head in layout.heads:
+        anchors, cells = len(head.anchors), head.grid[0] * head.grid[1]
+        shape = graph.constant([batch, anchors, 5 + head.classes, cells])
+        column = graph.part(graph.node("Reshape", [head.output, shape]), 4, 5)
+        shape = graph.constant([batch, anchors * cells])
+        objectness.append(graph.node("Reshape", [column, shape]))
+        sizes.append(head.channels * cells)
+        flat.append(graph.node("Reshape", [head.output, graph.constant([batch, sizes[-1]])]))
+    values = graph.node("Concat", objectness, axis=1)
+    best = _highest(graph, values, batch, _count_cells(layout), count)
     # Looked up, not computed: one kernel, for as many bytes in the engine as the heads have.
-    where = graph.node("Gather", [graph.constant(table, np.int32), best], axis=0)
+    where = graph.node("Gather", [graph.constant(_table(layout), np.int32), best], axis=0)
     if batch > 1:
         starts = np.arange(batch).reshape(-1, 1, 1) * sum(sizes)
         where = graph.node("Add", [where, graph.constant(starts, np.int32)])
-    every = graph.node("Reshape", [flat, graph.constant([-1])])
+    every = graph.node("Concat", flat, axis=1)
+    every = graph.node("Reshape", [every, graph.constant([-1])])
     return graph.node("Gather", [every, where], axis=0), best
+
+
+def _highest(graph: _Graph, values: str, batch: int, length: int, count: int) -> str:
+    """Where the highest of (batch, length) are, (batch, count), the highest first.
+
+    They are in the groups of the highest maxima, and two searches of few are faster than one of
+    many: 21 µs less of 59 for the best 100 of 22,743 (H200, with TensorRT 8.6.0).
+    """
+    size = _group_size(length, count)
+    if size == 1:
+        return graph.nodes_of("TopK", [values, graph.constant([count])], 2, axis=1)[1]
+    groups = length // size
+    few = min(count, groups)
+    grouped = graph.node("Reshape", [values, graph.constant([batch, groups, size])])
+    maxima = graph.maximum(grouped, 2)
+    _, best = graph.nodes_of("TopK", [maxima, graph.constant([few])], 2, axis=1)
+    table = graph.constant(np.arange(length).reshape(groups, size))
+    members = graph.node("Gather", [table, best], axis=0)
+    members = graph.node("Reshape", [members, graph.constant([batch, few * size])])
+    chosen = _taken(graph, values, members, batch, length)
+    _, best = graph.nodes_of("TopK", [chosen, graph.constant([count])], 2, axis=1)
+    return _taken(graph, members, best, batch, few * size)
+
+
+def _group_size(length: int, count: int) -> int:
+    """A divisor of ``length``, so that the best ``count`` groups have about as many members."""
+    at_most = max(int(2 * math.sqrt(length / count)), 1)
+    return next(size for size in range(at_most, 0, -1) if length % size == 0)
+
+
+def _taken(graph: _Graph, values: str, where: str, batch: int, width: int) -> str:
+    """Of (batch, width) for each row those at ``where``, (batch, n)."""
+    if batch > 1:
+        starts = graph.constant(np.arange(batch).reshape(-1, 1) * width)
+        where = graph.node("Add", [where, starts])
+    return graph.node(
+        "Gather", [graph.node("Reshape", [values, graph.constant([-1])]), where], axis=0
+    )
 
 
 def _suppress(

@@ -212,6 +212,11 @@ class HostDriver:
             self.ledger.close(entry, call)
         self._enter(call)
 
+    def primary_context_spins(self, ordinal: int) -> bool:
+        self._enter("cuDevicePrimaryCtxGetState")
+        self._check_ordinal("cuDevicePrimaryCtxGetState", ordinal)
+        return True
+
     @staticmethod
     def _context_of(ordinal: int) -> int:
         return 0xC000 + ordinal
