@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from .build.progress import OnProgress, Reporter
 from .build.weights import check_same_border, read_proto, weights_of
 from .device import Device, borrow_or_open
 from .errors import BusyError, DtypeError, InputError, NotAPlanError, PlanError, ShapeError
+from .files import write_whole
 from .inspection import EngineReport, PlanValidity, make_report
 from .interrupts import uninterrupted
 from .ownership import Owned, Record
@@ -274,16 +274,8 @@ class Engine(Owned):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to ``path``; a reader finds the old file or the whole new one."""
-        target = Path(path)
         plan = self.serialize()
-        # Not tempfile's, which only the owner may read: the umask decides, as for any new file.
-        part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        with open(part, "xb") as file, ExitStack() as stack:
-            stack.callback(part.unlink)
-            file.write(plan)
-            file.close()
-            os.replace(part, target)
-            stack.pop_all()
+        write_whole(path, lambda file: file.write(plan))
 
     @property
     def profiles(self) -> tuple[Mapping[str, Range], ...]:

@@ -466,7 +466,7 @@ class Track:
                 try:
                     if results is not None and results.lends:
                         arrays = results.lend()  # made while the device works
-                    self._wait()
+                    self._wait(flight.lane)
                 except BaseException:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
@@ -482,20 +482,20 @@ class Track:
             finally:
                 self.leave(flight)
 
-    def _wait(self) -> None:
+    def _wait(self, lane: Lane) -> None:
         """Block until the device has done what is on the track.
 
         By asking again and again, if no other Python thread wants the interpreter: after a
         millisecond in the driver, Python is slow for a while (benchmarks/results/
         2026-11-24-h200-speed.md: 187 µs for what takes 98, and 124 after one of questions). The
-        processor is busy either way.
+        processor is busy either way. What is brief is seldom long under way.
         """
-        slot = self.slot
-        if slot.asks and threading.active_count() == 1:
-            while not slot.driver.stream_query(self.handle):
+        slot, driver = self.slot, self.slot.driver
+        if slot.asks and not lane.brief and threading.active_count() == 1:
+            while not driver.stream_query(self.handle):
                 pass
         else:
-            slot.driver.stream_synchronize(self.handle)
+            driver.stream_synchronize(self.handle)
 
     def leave(self, flight: Flight) -> None:
         """The flight has ended, well or not."""

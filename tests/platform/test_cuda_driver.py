@@ -84,7 +84,7 @@ class Bindings:
     CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
     CUstreamCaptureStatus = SimpleNamespace(CU_STREAM_CAPTURE_STATUS_NONE=0)
-    CUresult = SimpleNamespace(CUDA_SUCCESS=Status(0))
+    CUresult = SimpleNamespace(CUDA_SUCCESS=Status(0), CUDA_ERROR_NOT_READY=Status(600))
     CUpointer_attribute = SimpleNamespace(
         CU_POINTER_ATTRIBUTE_HOST_POINTER=4, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9
     )

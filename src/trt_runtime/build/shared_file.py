@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
+
+from ..files import write_whole
 
 logger = logging.getLogger("trt_runtime")
 
@@ -48,17 +48,6 @@ class SharedFile:
             with FileLock(f"{self.path}.lock"):
                 data = merged(self.read())
                 if data is not None:
-                    replace_file(self.path, data)
+                    write_whole(self.path, lambda file: file.write(data))
         except OSError as error:
             logger.warning("%s cannot be written and stays as it is: %s", self.path, str(error))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``; a reader finds the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with open(part, "xb") as file, ExitStack() as stack:
-        stack.callback(part.unlink)
-        file.write(data)
-        file.close()
-        os.replace(part, path)
-        stack.pop_all()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_runtime import InputError
+from trt_runtime import InputError, files
 
 
 def save_outputs(target: Path, outputs: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -41,15 +38,9 @@ def save_outputs(target: Path, outputs: Mapping[str, NDArray[Any]]) -> list[str]
 
 
 def write_whole(target: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` with a file that becomes ``target`` when everything is in it."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    """As `files.write_whole`, with an error that a user can read."""
     try:
-        with open(part, "xb") as file, ExitStack() as stack:
-            stack.callback(part.unlink)
-            write(file)
-            file.close()
-            os.replace(part, target)
-            stack.pop_all()
+        files.write_whole(target, write)
     except OSError as error:
         raise _not_writable(target, error) from error
 
@@ -58,7 +49,7 @@ def require_writable(target: Path, *, force: bool) -> None:
     """Raise before the work is done if its result could not be kept."""
     if target.is_dir():
         raise InputError(f"{str(target)!r} is a folder; name a file in it.")
-    if target.exists() and not force:
+    if target.is_file() and not force:
         raise InputError(f"{str(target)!r} exists; --force replaces it, -o names another file.")
     if not target.absolute().parent.is_dir():
         raise InputError(f"there is no folder {str(target.absolute().parent)!r} to write to.")

@@ -45,6 +45,7 @@ class CudaDriver:
         self._capture_mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._not_capturing = cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
         self._success = cu.CUresult.CUDA_SUCCESS
+        self._not_ready = cu.CUresult.CUDA_ERROR_NOT_READY
         try:
             status = cu.cuInit(0)[0]
         except Exception as error:  # cuda.pathfinder and the bindings raise several kinds
@@ -214,8 +215,9 @@ class CudaDriver:
         self._check(status, call)
         return True
 
-    def stream_query(self, stream: int) -> bool:
-        return self._query(self._cu.cuStreamQuery(stream)[0], "cuStreamQuery")
+    def stream_query(self, stream: int) -> bool:  # again and again: see `Track._wait`
+        status = self._cu.cuStreamQuery(stream)[0]
+        return status is not self._not_ready and self._query(status, "cuStreamQuery")
 
     def stream_wait_event(self, stream: int, event: int) -> None:
         status = self._cu.cuStreamWaitEvent(stream, event, 0)[0]
