@@ -476,11 +476,14 @@ def test_a_session_and_its_engine_can_be_closed_by_two_threads_at_once(
 # 4. Forgotten objects ---------------------------------------------------------------------
 
 
-def test_a_forgotten_object_is_released_and_then_reported(released: list[str]) -> None:
+def test_a_forgotten_object_is_released_and_then_reported(
+    released: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *rest: order.extend([*released, str(message)])
+        show = lambda message, *rest: order.extend([*released, str(message)])  # noqa: E731
+        monkeypatch.setattr(warnings, "showwarning", show)
         Thing("a", released)
         gc.collect()
     assert order == ["a", "unclosed Thing a"]

@@ -127,15 +127,20 @@ def look_after_graves() -> None:
     """Call the action of everything that was collected."""
     if _graves:
         with uninterrupted():
-            while _graves:
-                _graves.popleft().action()
+            while True:
+                try:
+                    grave = _graves.popleft()
+                except IndexError:
+                    break  # another thread may have looked after the last one
+                grave.action()
 
 
 def _bury(graves: list[_Grave]) -> None:
     for grave in graves:
         grave.action()
+        grave.action = _nobody  # without the GIL it may be noted after this: it keeps nothing then
     graves.clear()
-    look_after_graves()  # which forgets it, and all that it refers to
+    look_after_graves()
 
 
 class Record:
