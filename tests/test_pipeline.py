@@ -206,6 +206,27 @@ def test_a_track_that_an_interrupt_has_left_aside_is_found_again(session: Sessio
     assert len(slot.idle) == len(lost)
 
 
+@pytest.mark.parametrize("ending", ["make_way", "finish"])
+def test_an_interrupt_is_told_to_nobody_but_whom_it_came_to(
+    session: Session, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with session._record as opened, session.device._primary.current():
+        flight = opened.pipeline.submit(*session._arrange((image(7),), {}, None))
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.Track, "_wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(flight, ending)()
+        if ending == "make_way":
+            assert_matches(flight.finish(), expected(7), 1e-4)
+        (slot,) = opened.pipeline.slots
+        assert len(slot.idle) == pipeline.TRACKS
+    for seed in range(4):
+        assert_matches(session.infer(image(seed)), expected(seed), 1e-4)
+
+
 def test_memory_that_results_did_not_get_is_not_counted(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

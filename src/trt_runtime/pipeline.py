@@ -135,7 +135,7 @@ class Flight:
 
     def make_way(self) -> None:
         """Wait until it has ended, for somebody else."""
-        self.track.settle(self)
+        self.track.settle(self, for_another=True)
         if self.targets == "device":  # whoever submitted it does not wait, and is not told
             self._raise_error()
 
@@ -454,8 +454,11 @@ class Track:
         self.stream._be_part()
         self.handle = self.stream.handle
 
-    def settle(self, flight: Flight) -> None:
-        """Wait for a flight's end, unless another thread did; the track is idle then."""
+    def settle(self, flight: Flight, *, for_another: bool = False) -> None:
+        """Wait for a flight's end, unless another thread did; the track is idle then.
+
+        Who waits for another's flight and is interrupted leaves it to be waited for again.
+        """
         with self.lock:
             if flight.claimed:
                 return
@@ -475,12 +478,16 @@ class Track:
                     arrays = _deliver(targets or {}, results.shown)
                 if arrays is not None:
                     flight.arrays = arrays
-            except BaseException as error:
+            except Exception as error:
                 flight.error = error
-                if not isinstance(error, Exception):
-                    raise
-            finally:
-                self.leave(flight)
+            except BaseException as error:
+                if for_another:
+                    flight.claimed = False
+                else:
+                    flight.error = error
+                    self.leave(flight)
+                raise
+            self.leave(flight)
 
     def _wait(self, lane: Lane) -> None:
         """Block until the device has done what is on the track.
