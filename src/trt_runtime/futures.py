@@ -42,9 +42,9 @@ class Dispatcher:
     def __init__(self, current: Callable[[], AbstractContextManager[object]]) -> None:
         self._current = current
         self._orders: SimpleQueue[tuple[InferenceFuture, Submit] | None] = SimpleQueue()
-        self._flying: SimpleQueue[tuple[InferenceFuture, Flight | BaseException] | None] = (
-            SimpleQueue()
-        )
+        self._flying: SimpleQueue[
+            tuple[InferenceFuture, Flight | BaseException] | Callable[[], object] | None
+        ] = SimpleQueue()
         # No semaphore, whose methods are Python: an interrupt in one may leave it locked for ever.
         self._room: SimpleQueue[None] = SimpleQueue()
         for _ in range(PENDING):
@@ -84,6 +84,10 @@ class Dispatcher:
         else:
             self._completer.join()
 
+    def end_with(self, last: Callable[[], object]) -> None:
+        """Have one of the threads call ``last``, which closes this. Does not wait."""
+        self._flying.put(last)
+
     def _enqueue(self) -> None:
         while (order := self._orders.get()) is not None:
             future, submit = order
@@ -105,6 +109,9 @@ class Dispatcher:
             if landed is None:
                 self._completed = True
                 return
+            if not isinstance(landed, tuple):
+                landed()
+                continue
             future, flight = landed
             try:
                 if isinstance(flight, BaseException):

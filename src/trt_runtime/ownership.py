@@ -161,6 +161,7 @@ class Record:
         "_then",
         "_users",
         "children",
+        "elsewhere",
         "handle",
         "label",
         "parents",
@@ -182,6 +183,8 @@ class Record:
         self.children: dict[Record, None] = {}
         self.pid = process.pid
         self.quiet = False
+        #: Has a thread of its own run something, for what has threads to wait for.
+        self.elsewhere: Callable[[Callable[[], object]], object] | None = None
         self.serial = next(_serials)
         self._destroy = destroy
         self._then: list[Callable[[], object]] = []
@@ -252,12 +255,12 @@ class Record:
             with self._lock:
                 self._changed.notify_all()
 
-    def close(self, *, closing_parent: bool = False) -> None:
+    def close(self, *, closing_parent: bool = False, patient: bool = True) -> None:
         """Release once: refuse new uses, wait for the running ones, close children, destroy.
 
-        Of several threads in here one releases and the others wait for it. A parent that is being
-        closed waits for the handle only: what is closed *after* it may be that very parent. In a
-        forked child nothing is called and the handle is abandoned.
+        Of several threads in here one releases and the others wait for it, if they are ``patient``.
+        A parent that is being closed waits for the handle only: what is closed *after* it may be
+        that very parent. In a forked child nothing is called and the handle is abandoned.
         """
         me = threading.get_ident()
         if self.pid != process.pid:
@@ -268,7 +271,7 @@ class Record:
         try:
             with self._lock:
                 if self._closing is not None:
-                    if self._closing != me:
+                    if self._closing != me and patient:
                         self._changed.wait_for(
                             lambda: self._finished or (closing_parent and self._released),
                             _patience.seconds,
@@ -433,7 +436,7 @@ def _leave_to_the_process(_: Any) -> None:
 
 
 def _finalize(
-    record: Record, reference: Callable[[], Owned | None], _: tuple[Owned, ...] = ()
+    record: Record, reference: Callable[[], Owned | None], parents: tuple[Owned, ...] = ()
 ) -> None:
     """Release a forgotten object, then report it."""
     if record.pid != process.pid:
@@ -442,9 +445,24 @@ def _finalize(
     if record.closed:
         return
     at_exit = reference() is not None  # only the interpreter's exit finalises a living object
+    if record.elsewhere is None or at_exit:
+        _release_forgotten(record, at_exit)
+    elif record.elsewhere is not _leave_to_the_process:
+        # Objects are collected in the middle of anything, and this thread may hold a lock that the
+        # threads want which would have to be waited for. So one of them does it.
+        record.elsewhere(partial(_release_forgotten, record, False, parents))
+        record.elsewhere = _leave_to_the_process
+    else:
+        return
+    if not record.quiet:
+        warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
+
+
+def _release_forgotten(record: Record, at_exit: bool, _: tuple[Owned, ...] = ()) -> None:
     _patience.seconds = EXIT_PATIENCE_SECONDS if at_exit else None
     try:
-        record.close()
+        # Who closes it elsewhere may be waiting for this very thread.
+        record.close(patient=record.elsewhere is None or at_exit)
     except CudaError as error:
         if not (at_exit and error.code == _CUDA_ERROR_DEINITIALIZED):
             _report_failure(record, error)
@@ -452,8 +470,6 @@ def _finalize(
         _report_failure(record, error)
     finally:
         _patience.seconds = None
-    if not record.quiet:
-        warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
 
 
 def _report_failure(record: Record, error: Exception) -> None:

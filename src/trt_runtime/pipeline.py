@@ -437,8 +437,8 @@ class Track:
         self.lane: Lane | None = None
         #: The end of the latest compute on this track, if ``marked``.
         self.marked = False
-        #: Held while a flight is waited for. Whoever has it may take the slot's, never the other
-        #: way round. A collected generator may settle at any point.
+        #: Held while a flight is waited for. A collected generator may settle at any point, also
+        #: where the slot's is held: so whoever has this one does not wait for the slot's.
         self.lock = threading.RLock()
         self._primary = primary = slot.device._primary
         driver = primary.driver
@@ -581,15 +581,27 @@ class Slot:
         track's return.
         """
         for track in self._tracks:
-            with track.lock, self._lock:
+            with track.lock, self._unless_enqueuing() as alone:
                 flight = track.flight
-                if track in self.idle or not (flight is None or flight.claimed):
+                if not alone or track in self.idle or not (flight is None or flight.claimed):
                     continue
                 insist(partial(self.driver.stream_synchronize, track.handle))
                 if flight is None:
                     self.idle.append(track)
                 else:
                     track.leave(flight)
+
+    @contextmanager
+    def _unless_enqueuing(self) -> Iterator[bool]:
+        """Hold the lock if nobody has it, without waiting for who may wait for a track."""
+        taken = False
+        with uninterrupted():
+            try:
+                taken = self._lock.acquire(blocking=False)
+                yield taken
+            finally:
+                if taken:
+                    self._lock.release()
 
     def _fly(
         self, track: Track, inputs: Inputs, key: Key, targets: Targets | None, overlap: bool

@@ -27,7 +27,7 @@ from .futures import Dispatcher, InferenceFuture
 from .interop import DeviceArray, is_device_array
 from .interrupts import uninterrupted
 from .memory import PinnedBlock, typed
-from .ownership import Owned, release_all
+from .ownership import Owned, Record, release_all
 from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
 from .results import Arrays
 from .tensor import Shape, TensorSpec, format_shape
@@ -47,13 +47,14 @@ class _Open:
         self._dispatcher: Dispatcher | None = None
         self._lock = threading.Lock()
 
-    def dispatcher(self) -> Dispatcher:
-        """The threads, started on first use."""
+    def dispatcher(self, record: Record) -> Dispatcher:
+        """The threads, started on first use; who forgets the session leaves its end to them."""
         with self._lock:
             if self._dispatcher is None:
                 dispatcher = Dispatcher(self.pipeline.engine.device._primary.current)
                 dispatcher.start()
                 self._dispatcher = dispatcher
+                record.elsewhere = dispatcher.end_with
             return self._dispatcher
 
     def close(self) -> None:
@@ -282,7 +283,7 @@ class Session(Owned):
         with self._record as opened:
             request = self._arrange(arrays, named, outputs)
             pipeline: Pipeline = opened.pipeline
-            future: InferenceFuture = opened.dispatcher().dispatch(
+            future: InferenceFuture = opened.dispatcher(self._record).dispatch(
                 lambda: pipeline.submit(*request, overlap=True)
             )
             return future
