@@ -533,6 +533,26 @@ def test_whatever_is_forgotten_leaves_nothing_and_is_named(
     assert len(ledger.entries) == before
 
 
+@pytest.mark.filterwarnings("ignore:unclosed Session:ResourceWarning")
+def test_who_forgets_a_session_may_hold_what_its_threads_wait_for(opened: Opened) -> None:
+    driver = opened.device._driver
+    before = len(driver.ledger.entries)
+    (spec,) = opened.engine.inputs
+    sessions = [Session(opened.engine)]
+    future = sessions[0].infer_async(np.zeros(spec.shape, spec.dtype))
+
+    def forget() -> None:
+        with driver._lock:
+            sessions.clear()
+
+    thread = in_thread(forget)
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive(), "it waits for the session's threads"
+    future.result(PATIENCE_SECONDS)
+    opened.engine.close()  # which waits for whoever releases the session
+    assert len(driver.ledger.entries) < before
+
+
 def test_a_forgotten_cycle_is_released_children_first(released: list[str]) -> None:
     parent = Thing("parent", released)
     child = Thing("child", released, (parent,))

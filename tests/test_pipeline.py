@@ -206,6 +206,32 @@ def test_a_track_that_an_interrupt_has_left_aside_is_found_again(session: Sessio
     assert len(slot.idle) == len(lost)
 
 
+def test_who_looks_for_lost_tracks_waits_for_nobody_that_enqueues(session: Session) -> None:
+    session.infer(image(0))
+    with session._record as opened:
+        (slot,) = opened.pipeline.slots
+    lost, held, go_on = slot.idle.pop(), threading.Event(), threading.Event()
+
+    def enqueue() -> None:
+        with slot._lock:
+            held.set()
+            assert go_on.wait(PATIENCE_SECONDS)
+
+    enqueuer = threading.Thread(target=enqueue)
+    enqueuer.start()
+    assert held.wait(PATIENCE_SECONDS)
+    finder = threading.Thread(target=slot._find_lost_tracks)
+    finder.start()
+    finder.join(PATIENCE_SECONDS)
+    hung = finder.is_alive()
+    go_on.set()
+    enqueuer.join(PATIENCE_SECONDS)
+    assert not hung
+    with session.device._primary.current():
+        slot._find_lost_tracks()
+    assert lost in slot.idle
+
+
 @pytest.mark.parametrize("ending", ["make_way", "finish"])
 def test_an_interrupt_is_told_to_nobody_but_whom_it_came_to(
     session: Session, monkeypatch: pytest.MonkeyPatch, ending: str
