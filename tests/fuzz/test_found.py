@@ -116,7 +116,7 @@ def test_text_in_another_encoding_is_told_and_refused(host: Device, tmp_path: Pa
     path.write_bytes(_in_latin_1(serialised, b"weights.bin"))
     with pytest.raises(ModelError) as refused:
         external_files(path.read_bytes(), path)
-    assert "not in UTF-8" in refused.value.problems[0]
+    assert "utf-8" in refused.value.problems[0].lower()
     path.write_bytes(_in_latin_1(seeds.model("static"), b"Conv"))
     assert "\\xe9" * 4 in inspect_onnx(path).operators
     with pytest.raises(ModelError):

@@ -237,7 +237,8 @@ def _preprocess(
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     padding: NDArray[np.floating] = np.zeros(())
     if (placement.size, placement.offset) != (placement.image, (0, 0)):
-        # By gathering: 12 µs for a 1920x1080 image where Resize, Transpose and Pad take 26 (H200).
+        # By gathering: 77 µs for a 1920x1080 image and the layers behind it, and 99 by Resize and
+        # Pad (benchmarks/results/2026-11-24-h200-parts.md).
         insides = []
         for axis in range(2):
             first, second, share, inside = _between(placement, network, axis)
@@ -307,7 +308,8 @@ def _highest(graph: _Graph, values: str, batch: int, length: int, count: int) ->
     """Where the highest of (batch, length) are, (batch, count), the highest first.
 
     They are in the groups of the highest maxima, and two searches of few are faster than one of
-    many: 21 µs less of 59 for the best 100 of 22,743 (H200, with TensorRT 8.6.0).
+    many: 42 µs for the best 100 of 22,743 and what is beside that, not 69
+    (benchmarks/results/2026-11-24-h200-parts.md).
     """
     size = _group_size(length, count)
     if size == 1:
