@@ -482,7 +482,8 @@ class Owned:
 
     ``close()`` is idempotent and safe from several threads; ``with`` calls it. Children are closed
     first, newest first. An object that was forgotten is released when it is collected or when the
-    interpreter exits, and then reported with a `ResourceWarning`.
+    interpreter exits, and then reported with a `ResourceWarning`; one that has threads of its own
+    is released by them, which takes a moment longer.
     """
 
     __slots__ = ("__weakref__", "_finalizer", "_record")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,9 @@ from trt_runtime import (
 from trt_runtime.platform import Platform
 
 from .subjects import Broken, Question, Subject
+
+#: How long a thread may take to end.
+PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def device_and_all(place: Place, subject: Subject, chance: Random) -> None:
 
 
 def forgotten(place: Place, subject: Subject, chance: Random) -> None:
-    """Never closed: released when it is collected."""
+    """Never closed: released when it is collected, by its own threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         session = Session(subject.plan, device=place.device, trust_host_code=True)
@@ -119,6 +123,11 @@ def forgotten(place: Place, subject: Subject, chance: Random) -> None:
         session.infer_async(subject.common[0].feed)
         del session
         gc.collect()
+        for thread in threading.enumerate():
+            if thread.name.startswith("trt_runtime "):
+                thread.join(PATIENCE_SECONDS)
+                if thread.is_alive():
+                    raise Broken("a forgotten session's thread goes on")
 
 
 def explicit(place: Place, subject: Subject, chance: Random) -> None:
