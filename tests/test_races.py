@@ -229,8 +229,8 @@ if ends == "exit":
     print("ended")
     sys.exit()
 if ends == "interrupt":
-    signal.setitimer(signal.ITIMER_REAL, 1e-3)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3)
     try:
         while True:
             session.infer(feed)
