@@ -139,7 +139,7 @@ def choosing(form: Callable[..., tuple[str, str]], side: int) -> onnx.ModelProto
 
 def gathered(*place: Any) -> None:
     """Channels first by one gather of all pixels."""
-    graph, _, network, _, target = place
+    graph, _, network, target = place
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     pixels = graph.node("Reshape", [pixels, graph.constant([1, -1])])
     where = np.arange(network[0] * network[1] * 3).reshape(*network, 3).transpose(2, 0, 1)
@@ -165,7 +165,7 @@ def channels_gathered(*place: Any) -> None:
 
 def resized(*place: Any, transpose_first: bool = False) -> None:
     """By the operators that are made for it."""
-    graph, placement, network, _, target = place
+    graph, placement, network, target = place
     (top, left), (rows, columns) = placement.offset, placement.size
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     order, sizes = [0, 3, 1, 2], [1, rows, columns, 3]
@@ -187,7 +187,7 @@ def resized(*place: Any, transpose_first: bool = False) -> None:
 
 def lines_first(*place: Any) -> None:
     """As `in_graph._preprocess`, on rows whose channels are not apart."""
-    graph, placement, network, _, target = place
+    graph, placement, network, target = place
     height, width = placement.image
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     pixels = graph.node("Reshape", [pixels, graph.constant([1, height, width * 3])])
@@ -214,7 +214,7 @@ def lines_first(*place: Any) -> None:
 
 def matrices(*place: Any) -> None:
     """Resizing, scaling and padding as two matrix products, for tensor cores."""
-    graph, placement, network, batch, target = place
+    graph, placement, network, target = place
     height, width = placement.image
     both, insides = [], []
     for axis in range(2):
@@ -228,9 +228,9 @@ def matrices(*place: Any) -> None:
     padding = PADDING * (1 - insides[0][:, None] * insides[1])
     down, across = graph.constant(both[0], np.float32), both[1].T / 255
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
-    lines = graph.node("Reshape", [pixels, graph.constant([batch, height, width * 3])])
+    lines = graph.node("Reshape", [pixels, graph.constant([1, height, width * 3])])
     lines = graph.node("MatMul", [down, lines])
-    pixels = graph.node("Reshape", [lines, graph.constant([batch, network[0], width, 3])])
+    pixels = graph.node("Reshape", [lines, graph.constant([1, network[0], width, 3])])
     pixels = graph.node("Transpose", [pixels], perm=[0, 3, 1, 2])
     pixels = graph.node("MatMul", [pixels, graph.constant(across, np.float32)])
     graph.node("Add", [pixels, graph.constant(padding, np.float32)], target)
@@ -239,7 +239,7 @@ def matrices(*place: Any) -> None:
 def preprocessing(form: Callable[..., None], side: int, image: tuple[int, int]) -> onnx.ModelProto:
     """What comes before the network, and its first layers."""
     network, graph = (side, side), _Graph()
-    form(graph, Placement.of(image, network, "letterbox"), network, 1, "pixels")
+    form(graph, Placement.of(image, network, "letterbox"), network, "pixels")
     rng = np.random.default_rng(1)
     first = rng.normal(size=(32, 3, 3, 3)).astype(np.float32) / 5
     second = rng.normal(size=(64, 32, 3, 3)).astype(np.float32) / 17

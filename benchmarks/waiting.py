@@ -3,7 +3,7 @@
     python -m benchmarks.waiting [--rounds N]
 
 A millisecond of copies within the device is enqueued and waited for; then what `Detector` does with
-an inference's results is timed: about 85 calls of NumPy, on a hundred candidates.
+an inference's results is timed: many small calls of NumPy, on a hundred candidates.
 """
 
 from __future__ import annotations

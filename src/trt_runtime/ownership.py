@@ -183,7 +183,7 @@ class Record:
         self.children: dict[Record, None] = {}
         self.pid = process.pid
         self.quiet = False
-        #: Has a thread of its own run something, for what has threads to wait for.
+        #: Calls something on a thread of the object's own, where it has any.
         self.elsewhere: Callable[[Callable[[], object]], object] | None = None
         self.serial = next(_serials)
         self._destroy = destroy
@@ -432,7 +432,7 @@ def _nobody() -> None:
 
 
 def _leave_to_the_process(_: Any) -> None:
-    """Stand-in for a destroyer that has run, or must not."""
+    """Stand-in for a destroyer, or a thread, that has been called or must not be."""
 
 
 def _finalize(
@@ -442,18 +442,16 @@ def _finalize(
     if record.pid != process.pid:
         record.abandon()
         return
-    if record.closed:
+    if record.closed or record.elsewhere is _leave_to_the_process:
         return
     at_exit = reference() is not None  # only the interpreter's exit finalises a living object
     if record.elsewhere is None or at_exit:
         _release_forgotten(record, at_exit)
-    elif record.elsewhere is not _leave_to_the_process:
-        # Objects are collected in the middle of anything, and this thread may hold a lock that the
-        # threads want which would have to be waited for. So one of them does it.
+    else:
+        # Objects are collected in the middle of anything: this thread may hold a lock that the
+        # object's own threads wait for, and closing waits for them. So one of them closes it.
         record.elsewhere(partial(_release_forgotten, record, False, parents))
         record.elsewhere = _leave_to_the_process
-    else:
-        return
     if not record.quiet:
         warnings.warn(f"unclosed {record.label}", ResourceWarning, stacklevel=2)
 

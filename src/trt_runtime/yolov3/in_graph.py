@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import InputError, ModelError
 from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_of, score
 from .layout import Layout
-from .preprocess import PADDING, Fit, Placement
+from .preprocess import PADDING, Fit, Placement, neighbours
 
 logger = logging.getLogger("trt_runtime")
 
@@ -96,7 +96,7 @@ def surround(
     placement = Placement.of(image or network, network, fit)
 
     graph = _Graph(opset)
-    _preprocess(graph, placement, network, batch, source)
+    _preprocess(graph, placement, network, source)
     numbers, best = _select(graph, layout, batch, count)
     if nms:
         outputs = _suppress(graph, layout, numbers, best, threshold, nms_threshold)
@@ -230,9 +230,7 @@ def _check(model: onnx.ModelProto, layout: Layout) -> tuple[str, int, int]:
     return inputs[0].name, dims[0], opset
 
 
-def _preprocess(
-    graph: _Graph, placement: Placement, network: tuple[int, int], batch: int, target: str
-) -> None:
+def _preprocess(graph: _Graph, placement: Placement, network: tuple[int, int], target: str) -> None:
     """From bytes, channels last, to what the network takes."""
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     padding: NDArray[np.floating] = np.zeros(())
@@ -268,17 +266,21 @@ def _preprocess(
 
 def _between(
     placement: Placement, network: tuple[int, int], axis: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """For each of the network's rows, or columns: which two of the image's it lies between.
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    """Which of the image's rows, or columns, each of the network's lies between.
 
-    The first and the second, the second's share, and 1 within the image's copy and 0 beside it.
+    As `neighbours` has them, and 1 within the image's copy and 0 beside it.
     """
-    length, count = placement.image[axis], placement.size[axis]
-    at = np.arange(network[axis]) - placement.offset[axis]
-    inside = ((at >= 0) & (at < count)).astype(np.float64)
-    source = ((at + 0.5) * (length / count) - 0.5).clip(0, length - 1)
-    first = source.astype(np.intp)
-    return first, np.minimum(first + 1, length - 1), source - first, inside
+    count, before = placement.size[axis], placement.offset[axis]
+    beside = (before, network[axis] - count - before)
+    first, second, share = neighbours(placement.image[axis], count)
+    inside = np.ones(count, np.float32)
+    return (
+        np.pad(first, beside),
+        np.pad(second, beside),
+        np.pad(share, beside),
+        np.pad(inside, beside),
+    )
 
 
 def _select(graph: _Graph, layout: Layout, batch: int, count: int) -> tuple[str, str]:

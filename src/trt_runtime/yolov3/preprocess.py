@@ -221,8 +221,8 @@ def _interpolate(
 ) -> None:
     rows, columns = target.shape[:2]
     lines = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-    above, below, down = _neighbours(image.shape[0], rows)
-    left, right, across = _neighbours(image.shape[1], columns)
+    above, below, down = neighbours(image.shape[0], rows)
+    left, right, across = neighbours(image.shape[1], columns)
     # The values in the target's order in memory: its channels may be first.
     channels_first = target.strides[2] > target.strides[1]
     order = (slice(None), None) if not channels_first else (None, slice(None))
@@ -261,7 +261,7 @@ def _interpolate(
             np.add(first.reshape(-1, *shape), second.reshape(-1, *shape), out=target[band])
 
 
-def _neighbours(
+def neighbours(
     length: int, count: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """The pixels before and after each of ``count`` points, and how near each is to the second."""
