@@ -200,7 +200,7 @@ def by_numpy(detector: Detector, image: np.ndarray, clock: Clock) -> dict[str, M
 
     def after() -> Detections:
         (candidates,) = decode(heads, layout, threshold=detector.threshold)
-        return detector._choose(candidates, placement)
+        return detector._place(candidates.suppressed(detector.nms_threshold), placement)
 
     return {
         "whole, ordinary array": clock.measure(lambda: detector.detect(image)),

@@ -185,14 +185,13 @@ def test_stopping_early_closes_the_source_and_leaves_the_detector_usable(
     assert_same(detector.detect(IMAGES[3]), expected(IMAGES[3]))
 
 
-def test_a_threshold_above_the_graphs_is_applied(host: Device) -> None:
+def test_a_model_that_suppresses_is_recognised(host: Device) -> None:
     model = surround(
         small.model(),
         small.layout(),
         image=(60, 100),
         candidates=300,
         nms=True,
-        threshold=0.2,
         nms_threshold=0.4,
     )
     with Detector(model, device=host, **OPTIONS) as detector:

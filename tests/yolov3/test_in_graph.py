@@ -10,20 +10,24 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from trt_runtime import InputError
 from trt_runtime.yolov3 import Layout, surround
-from trt_runtime.yolov3.decode import Candidates, decode, places_of
+from trt_runtime.yolov3.decode import Candidates, decode, places_of, score
 from trt_runtime.yolov3.in_graph import (
+    _STEPS,
     INPUT,
     SELECTED,
+    SUPPRESSED,
+    _Graph,
     _group_size,
+    _suppress,
     read_selected,
     read_suppressed,
 )
 from trt_runtime.yolov3.preprocess import Fit, preprocess, resize
-from trt_runtime.yolov3.suppress import suppress
+from trt_runtime.yolov3.suppress import overlaps
 
 from ..models import make_model, reference
 from . import small
@@ -104,21 +108,98 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
         image=(60, 100),
         candidates=300,
         nms=True,
-        threshold=0.3,
         nms_threshold=0.4,
     )
     images = np.stack([small.image(seed=seed) for seed in range(batch)])
-    found = read_suppressed(reference(graph, {INPUT: images}), batch)
+    outputs = reference(graph, {INPUT: images})
+    assert outputs["detections"].shape == (batch, 300, 6)
+    found = read_suppressed(outputs, 10_000, threshold=0.3, nms_threshold=0.4)
     assert len(found) == batch
     for image, got in zip(images, found, strict=True):
         every = by_numpy(image, "letterbox", 0.3)
-        best = suppress(*every, 0.4)
-        assert 0 < len(best) < len(every.scores)
-        order = np.argsort(-got.scores, kind="stable")
-        assert_same(
-            Candidates(*(array[order] for array in got)),
-            Candidates(*(array[best] for array in every)),
-        )
+        want = every.suppressed(0.4)
+        assert 0 < len(want.scores) < len(every.scores)
+        assert_same(got, want)
+
+
+# Suppressing -------------------------------------------------------------------------------------
+
+CLASSES = len(small.NAMES)
+
+
+@cache
+def suppression(count: int, nms_threshold: float, opset: int = 17) -> onnx.ModelProto:
+    """What makes boxes of chosen cells' numbers, alone."""
+    graph = _Graph(opset)
+    _suppress(graph, small.layout(), "numbers", "cells", count, nms_threshold)
+    inputs = {
+        "numbers": (TensorProto.FLOAT, ["n", count, 5 + CLASSES]),
+        "cells": (TensorProto.INT64, ["n", count]),
+    }
+    shapes = (["n", count, 6], ["n", 2])
+    outputs = {n: (TensorProto.FLOAT, s) for n, s in zip(SUPPRESSED, shapes, strict=True)}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.constants}
+    return make_model(graph.nodes, inputs, outputs, constants, opset=opset)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.1, 0.3, 0.5, 0.9]),
+    st.sampled_from([0.05, 0.3, 0.6]),
+    st.sampled_from([0.0, 1.0, 3.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_suppression_is_that_of_the_host(
+    seed: int, nms_threshold: float, threshold: float, size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    layout, count = small.layout(), 40
+    places = places_of(layout)
+    numbers = rng.normal(size=(2, count, 5 + CLASSES)).astype(np.float32) * 2
+    numbers[..., 2:4] += size
+    numbers[..., 4] = -np.sort(-numbers[..., 4])
+    numbers[:, 1::7, 4:] = numbers[:, ::7, 4:][:, : len(range(1, count, 7))]  # equal scores
+    cells = np.stack([rng.choice(len(places), count, replace=False) for _ in range(2)])
+    outputs = reference(suppression(count, nms_threshold), {"numbers": numbers, "cells": cells})
+    found = read_suppressed(outputs, count, threshold=threshold, nms_threshold=nms_threshold)
+    for got, rows, where in zip(found, numbers, cells, strict=True):
+        order = where.argsort()
+        every = score(rows[order], places[where[order]], threshold)
+        want = every.suppressed(nms_threshold)
+        if len(want.scores) == len(got.scores):
+            # Of equal scores the host gives the one of the first cell first.
+            one, other = (np.lexsort((c.boxes[:, 0], -c.scores.round(5))) for c in (got, want))
+            np.testing.assert_array_equal(got.classes[one], want.classes[other])
+            np.testing.assert_allclose(got.scores[one], want.scores[other], atol=1e-5)
+            np.testing.assert_allclose(got.boxes[one], want.boxes[other], rtol=1e-4, atol=1e-3)
+        else:  # two that overlap by the threshold, to a float's last bit, or a score at it
+            near = overlaps(every.boxes, every.boxes)
+            close = np.abs(near - nms_threshold).min() < 1e-5
+            assert close or np.abs(score(rows, places[where], 0).scores - threshold).min() < 1e-6
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18])
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 6, 7, 20])
+def test_boxes_in_a_row_hide_every_second_one(length: int, opset: int) -> None:
+    """Each overlaps the next: as deep as suppression goes. Beyond `_settle` the host does it."""
+    places = places_of(small.layout())
+    cells = np.full(length, 40)
+    numbers = np.zeros((1, length, 5 + CLASSES), np.float32)
+    numbers[..., 3:4] = 1
+    numbers[..., 4] = np.linspace(4, 3, length)
+    x = np.linspace(0.2, 0.8, length)  # all of them in one cell
+    numbers[..., 0] = np.log(x / (1 - x))
+    side = (x[1] - x[0]) * places[40, 2] * 4
+    numbers[..., 2] = np.log(side / places[40, 4])
+    graph = suppression(length, 0.55, opset)
+    outputs = reference(graph, {"numbers": numbers, "cells": cells[None]})
+    # An overlap of 3 in 5 hides, and one of 2 in 6 does not.
+    (got,) = read_suppressed(outputs, length, threshold=0.1, nms_threshold=0.55)
+    want = score(numbers[0], places[cells], 0.1).suppressed(0.55)
+    assert len(want.scores) == -(-length // 2)
+    np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6)
+    np.testing.assert_allclose(got.boxes, want.boxes, atol=1e-3)
+    assert bool(outputs["doubts"][0, 1]) == (length > _STEPS)
 
 
 # Choosing ----------------------------------------------------------------------------------------
@@ -227,6 +308,14 @@ def test_too_few_candidates_are_reported(
     outputs["candidates"][0, 3, 4] = -5
     read_selected(outputs, places, threshold=0.5)
     assert not caplog.text
+    suppressed = {"detections": np.zeros((1, 4, 6)), "doubts": np.array([[0.5, 0]])}
+    with caplog.at_level(logging.WARNING, "trt_runtime"):
+        read_suppressed(suppressed, 5, threshold=0.5)
+    assert "all of the 4 candidates" in caplog.text
+    caplog.clear()
+    read_suppressed(suppressed, 5, threshold=0.6)
+    read_suppressed(suppressed, 4, threshold=0.5)  # there are no more
+    assert not caplog.text
 
 
 # The model ---------------------------------------------------------------------------------------
@@ -244,8 +333,9 @@ def test_the_model_is_not_changed_and_its_metadata_goes_along() -> None:
     assert [output.name for output in graph.graph.output] == list(SELECTED)
 
 
-def test_every_shape_is_fixed_without_suppression() -> None:
-    graph = surround(small.model(), small.layout(), image=(60, 100))
+@pytest.mark.parametrize("nms", [False, True])
+def test_every_shape_is_fixed(nms: bool) -> None:
+    graph = surround(small.model(), small.layout(), image=(60, 100), nms=nms)
     inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
     known = {value.name: value for value in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in inferred.graph.node:
@@ -261,7 +351,7 @@ def test_bytes_are_cast_first_as_tensorrt_8_asks_for() -> None:
         assert readers == ["Cast"]
 
 
-@pytest.mark.parametrize("options", [{}, {"image": (1080, 1920)}])
+@pytest.mark.parametrize("options", [{}, {"image": (1080, 1920)}, {"nms": True}])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_tensorrt_builds_it(options: dict[str, tuple[int, int]], batch: int) -> None:
     tensorrt = pytest.importorskip("tensorrt_rtx")
@@ -275,17 +365,6 @@ def test_tensorrt_builds_it(options: dict[str, tuple[int, int]], batch: int) -> 
     assert builder.build_serialized_network(network, builder.create_builder_config()) is not None
 
 
-def test_tensorrt_parses_suppression() -> None:
-    """TensorRT for RTX parses it, and has nothing to run it with."""
-    tensorrt = pytest.importorskip("tensorrt_rtx")
-    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-    network = tensorrt.Builder(logger).create_network(0)
-    parser = tensorrt.OnnxParser(network, logger)
-    graph = surround(small.model(2), small.layout(), image=(60, 100), nms=True)
-    assert parser.parse(graph.SerializeToString())
-    assert [network.get_output(n).shape for n in range(4)] == [(-1, 4), (-1,), (-1,), (-1,)]
-
-
 # Errors ------------------------------------------------------------------------------------------
 
 
@@ -296,7 +375,7 @@ def test_tensorrt_parses_suppression() -> None:
         ({"candidates": 3841}, "from 1 to 3840"),
         ({"fit": "crop"}, "'crop'"),
         ({"image": (0, 5)}, "no pixels"),
-        ({"threshold": 2}, "from 0 to 1"),
+        ({"nms_threshold": 2}, "from 0 to 1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, object], says: str) -> None:

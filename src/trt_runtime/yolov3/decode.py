@@ -13,6 +13,7 @@ from ..errors import InputError, ShapeError
 from ..tensor import format_shape
 from .cfg import Head
 from .layout import Layout
+from .suppress import suppress
 
 #: The largest exponent of a box's side: nine million times the anchor. An area stays finite.
 LARGEST_EXPONENT = 16.0
@@ -42,6 +43,13 @@ class Candidates(NamedTuple):
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.intp]
+
+    def suppressed(self, threshold: float) -> Candidates:
+        """Those that stay, best first; ``threshold`` as `suppress` has it."""
+        best = suppress(*self, threshold)
+        return Candidates(
+            self.boxes.take(best, axis=0), self.scores.take(best), self.classes.take(best)
+        )
 
 
 def decode(

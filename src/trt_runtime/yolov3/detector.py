@@ -28,7 +28,6 @@ from .images import load_image, read_images
 from .in_graph import SELECTED, SUPPRESSED, read_selected, read_suppressed, surround
 from .layout import Layout, read_names
 from .preprocess import Fit, Placement, preprocess, resize
-from .suppress import suppress
 
 StrPath = str | os.PathLike[str]
 
@@ -151,7 +150,6 @@ class Detector(Owned):
                 fit=fit,
                 candidates=candidates,
                 nms=in_graph == "nms",
-                threshold=threshold,
                 nms_threshold=nms_threshold,
             )
         self.threshold, self.nms_threshold, self.fit = threshold, nms_threshold, fit
@@ -300,31 +298,31 @@ class Detector(Owned):
     def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
         # What is left of an engine's batch was not filled by an image.
         return [
-            self._choose(candidates, placement)
-            for candidates, placement in zip(self._decode(outputs), group.placements, strict=False)
+            self._place(found, placement)
+            for found, placement in zip(self._read(outputs), group.placements, strict=False)
         ]
 
-    def _decode(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:
-        if SELECTED[0] in outputs:
-            return read_selected(outputs, self._places, threshold=self.threshold)
+    def _read(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:
+        """What each image shows, best first."""
+        threshold, nms_threshold = self.threshold, self.nms_threshold
         if SUPPRESSED[0] in outputs:
-            return read_suppressed(outputs, self._batch, threshold=self.threshold)
-        return decode(outputs, self.layout, threshold=self.threshold)
+            return read_suppressed(
+                outputs, len(self._places), threshold=threshold, nms_threshold=nms_threshold
+            )
+        if SELECTED[0] in outputs:
+            found = read_selected(outputs, self._places, threshold=threshold)
+        else:
+            found = decode(outputs, self.layout, threshold=threshold)
+        return [candidates.suppressed(nms_threshold) for candidates in found]
 
-    def _choose(self, candidates: Candidates, placement: Placement) -> Detections:
-        best = suppress(*candidates, self.nms_threshold)
-        boxes = placement.to_image(candidates.boxes.take(best, axis=0))
-        # A box may lie in the letterbox's padding.
-        wide, high = (boxes[:, 2:] > boxes[:, :2]).T
-        (visible,) = (wide & high).nonzero()
-        best = best.take(visible)
-        return Detections(
-            boxes.take(visible, axis=0),
-            candidates.scores.take(best),
-            candidates.classes.take(best),
-            self.layout.names,
-            placement.image,
-        )
+    def _place(self, found: Candidates, placement: Placement) -> Detections:
+        """Where that is in the image."""
+        boxes, scores, classes = placement.to_image(found.boxes), found.scores, found.classes
+        extended = boxes[:, 2:] > boxes[:, :2]
+        if not extended.all():  # a box may lie in the letterbox's padding
+            visible = extended[:, 0] & extended[:, 1]
+            boxes, scores, classes = boxes[visible], scores[visible], classes[visible]
+        return Detections(boxes, scores, classes, self.layout.names, placement.image)
 
     def _describe(self) -> str:
         size = f"{self.layout.width}x{self.layout.height}"

@@ -35,12 +35,16 @@ INPUT = "image"
 #: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
 #: (batch, candidates), counted through the heads as `decode` orders its boxes.
 SELECTED = ("candidates", "cells")
-#: The outputs with ``nms=True``, of n boxes together: float32 (n, 4), left, top, right, bottom in
-#: the network's pixels; float32 (n,); int32 (n,); and int32 (n,), which image each is of.
-SUPPRESSED = ("boxes", "scores", "classes", "images")
+#: The outputs with ``nms=True``, float32: (batch, candidates, 6), each box's left, top, right and
+#: bottom in the network's pixels, its score, negative if a better box hides it, and its class; and
+#: (batch, 2), the lowest objectness that was looked at, and 1 if `_settle` did not come to an end.
+SUPPRESSED = ("detections", "doubts")
 
 #: TensorRT's TopK gives no more.
 _MOST_CANDIDATES = 3840
+#: How often it is looked again which boxes are hidden. A box that is hidden by one that is hidden
+#: itself takes one more look each time; in pictures that is seldom four deep.
+_STEPS = 5
 #: From here on the operators below have the form that they are used in.
 _OLDEST_OPSET = 13
 
@@ -53,7 +57,6 @@ def surround(
     fit: Fit = "letterbox",
     candidates: int = 100,
     nms: bool = False,
-    threshold: float = 0.6,
     nms_threshold: float = 0.5,
 ) -> onnx.ModelProto:
     """A network with preprocessing before it and decoding behind it.
@@ -71,10 +74,9 @@ def surround(
         How many cells are looked at: those of the highest objectness. If more of them pass the
         threshold, boxes are missing, and `read_selected` says so in the log.
     nms : bool
-        Whether the boxes are made and suppressed in the graph as well. How many there are depends
-        on the image then, which rules CUDA graphs out.
-    threshold, nms_threshold : float
-        For ``nms``, as `Detector`; they become a part of the graph.
+        Whether the boxes are made and suppressed in the graph as well.
+    nms_threshold : float
+        For ``nms``, as `Detector`; it becomes a part of the graph.
 
     Returns
     -------
@@ -87,7 +89,8 @@ def surround(
     InputError
         The model is not as above, or an argument is out of its range.
     """
-    lowest_logit(threshold)
+    if not 0 <= nms_threshold <= 1:
+        raise InputError(f"nms_threshold is from 0 to 1, not {nms_threshold}")
     if not 1 <= candidates <= _MOST_CANDIDATES:
         raise InputError(f"candidates are from 1 to {_MOST_CANDIDATES}, not {candidates}")
     count = min(candidates, _count_cells(layout))
@@ -99,11 +102,15 @@ def surround(
     _preprocess(graph, placement, network, source)
     numbers, best = _select(graph, layout, batch, count)
     if nms:
-        outputs = _suppress(graph, layout, numbers, best, threshold, nms_threshold)
+        _suppress(graph, layout, numbers, best, count, nms_threshold)
+        outputs = [
+            helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count, 6]),
+            helper.make_tensor_value_info(SUPPRESSED[1], TensorProto.FLOAT, [batch, 2]),
+        ]
     else:
-        shape = [batch, count, 5 + len(layout.names)]
         graph.node("Identity", [numbers], SELECTED[0])
         graph.node("Cast", [best], SELECTED[1], to=TensorProto.INT32)
+        shape = [batch, count, 5 + len(layout.names)]
         outputs = [
             helper.make_tensor_value_info(SELECTED[0], TensorProto.FLOAT, shape),
             helper.make_tensor_value_info(SELECTED[1], TensorProto.INT32, [batch, count]),
@@ -130,11 +137,7 @@ def read_selected(
     for numbers, cells in zip(*(outputs[name] for name in SELECTED), strict=True):
         (passing,) = (numbers[:, 4] >= least).nonzero()
         if len(passing) == len(numbers) < len(places):
-            logger.warning(
-                "all of the %d candidates pass the threshold, so there may be more, which are "
-                "missing; raise candidates= or the threshold",
-                len(passing),
-            )
+            _warn_of_missing(len(passing))
         # They come best first. In the heads' order equal scores fare as they do with `decode`.
         passing = passing.take(cells.take(passing).argsort())
         rows, where = numbers.take(passing, axis=0), places.take(cells.take(passing), axis=0)
@@ -143,18 +146,47 @@ def read_selected(
 
 
 def read_suppressed(
-    outputs: Mapping[str, NDArray[Any]], batch: int, *, threshold: float = 0
+    outputs: Mapping[str, NDArray[Any]],
+    cells: int,
+    *,
+    threshold: float = 0.6,
+    nms_threshold: float = 0.5,
 ) -> list[Candidates]:
-    """The boxes of each of ``batch`` images, in no order.
+    """The boxes of each image that stay and whose score is at least ``threshold``, best first.
 
-    ``outputs`` are `SUPPRESSED`, and ``threshold`` may be above that of the graph.
+    Parameters
+    ----------
+    outputs : mapping of str to ndarray
+        `SUPPRESSED`.
+    cells : int
+        Of all heads.
+    threshold : float
+        From 0 to 1.
+    nms_threshold : float
+        What the graph was made with.
     """
-    boxes, scores, classes, images = (outputs[name] for name in SUPPRESSED)
-    passing = scores >= threshold
-    return [
-        Candidates(boxes[of], scores[of], classes[of].astype(np.intp))
-        for of in (passing & (images == number) for number in range(batch))
-    ]
+    found = []
+    for rows, doubts in zip(*(outputs[name] for name in SUPPRESSED), strict=True):
+        lowest, unsettled = doubts.tolist()
+        if lowest >= threshold and len(rows) < cells:
+            _warn_of_missing(len(rows))
+        scores = np.abs(rows[:, 4]) if unsettled else rows[:, 4]
+        (passing,) = (scores >= threshold).nonzero()
+        scores = scores.take(passing)
+        order = (-scores).argsort(kind="stable")
+        chosen = rows.take(passing.take(order), axis=0)
+        classes = chosen[:, 5].astype(np.intp)
+        candidates = Candidates(chosen[:, :4], scores.take(order), classes)
+        found.append(candidates.suppressed(nms_threshold) if unsettled else candidates)
+    return found
+
+
+def _warn_of_missing(count: int) -> None:
+    logger.warning(
+        "all of the %d candidates pass the threshold, so there may be more, which are missing; "
+        "raise candidates= or the threshold",
+        count,
+    )
 
 
 class _Graph:
@@ -190,11 +222,11 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
-    def maximum(self, source: str, axis: int) -> str:
-        """Along one axis, which goes."""
+    def maximum(self, source: str, axis: int, *, keep: bool = False) -> str:
+        """Along one axis, which goes, or becomes 1."""
         if self.opset < 18:
-            return self.node("ReduceMax", [source], axes=[axis], keepdims=0)
-        return self.node("ReduceMax", [source, self.constant([axis])], keepdims=0)
+            return self.node("ReduceMax", [source], axes=[axis], keepdims=int(keep))
+        return self.node("ReduceMax", [source, self.constant([axis])], keepdims=int(keep))
 
     def part(self, source: str, start: int, end: int, axis: int = 2) -> str:
         """``source[..., start:end]``."""
@@ -346,30 +378,39 @@ def _taken(graph: _Graph, values: str, where: str, batch: int, width: int) -> st
 
 
 def _suppress(
-    graph: _Graph,
-    layout: Layout,
-    numbers: str,
-    cells: str,
-    threshold: float,
-    nms_threshold: float,
-) -> list[onnx.ValueInfoProto]:
-    """Boxes, and of those that overlap the best."""
+    graph: _Graph, layout: Layout, numbers: str, cells: str, count: int, nms_threshold: float
+) -> None:
+    """The boxes, and which of those that overlap stay."""
+    corners, scores, classes = _boxes(graph, layout, numbers, cells)
+    hides = _hides(graph, corners, scores, classes, cells, count, nms_threshold)
+    stays, unsettled = _settle(graph, hides, count)
+    # 1 becomes 1 and 0 becomes -1.
+    sign = graph.node("Add", [stays, stays])
+    sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
+    signed = graph.node("Mul", [scores, sign])
+    graph.node("Concat", [*corners, signed, classes], SUPPRESSED[0], axis=2)
+    last = graph.node("Slice", [numbers, *map(graph.constant, ([-1], [count], [1]))])
+    lowest = graph.node("Sigmoid", [graph.part(last, 4, 5)])
+    doubts = graph.node("Concat", [lowest, unsettled], axis=2)
+    graph.node("Reshape", [doubts, graph.constant([0, 2])], SUPPRESSED[1])
+
+
+def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> tuple[list[str], str, str]:
+    """Left, top, right, bottom; scores; classes: each (batch, candidates, 1), as `score` does."""
     classes = len(layout.names)
-    table = graph.constant(places_of(layout), np.float32)
-    places = graph.node("Gather", [table, cells], axis=0)
+    places = graph.node("Gather", [graph.constant(places_of(layout), np.float32), cells], axis=0)
     offsets = graph.node("Sigmoid", [graph.part(numbers, 0, 2)])
-    corner = graph.node("Add", [offsets, graph.part(places, 0, 2)])
-    centres = graph.node("Mul", [corner, graph.part(places, 2, 4)])
+    centres = graph.node("Add", [offsets, graph.part(places, 0, 2)])
+    centres = graph.node("Mul", [centres, graph.part(places, 2, 4)])
     limit = graph.constant(LARGEST_EXPONENT, np.float32)
     exponents = graph.node("Min", [graph.part(numbers, 2, 4), limit])
     sides = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
     halves = graph.node("Mul", [sides, graph.constant(0.5, np.float32)])
     ends = [graph.node(operator, [centres, halves]) for operator in ("Sub", "Add")]
-    boxes = graph.node("Concat", ends, axis=2)
+    corners = [graph.part(end, n, n + 1) for end in ends for n in range(2)]
 
-    likeliest, number = graph.nodes_of(
-        "TopK", [graph.part(numbers, 5, 5 + classes), graph.constant([1])], 2, axis=2
-    )
+    logits = graph.part(numbers, 5, 5 + classes)
+    likeliest, number = graph.nodes_of("TopK", [logits, graph.constant([1])], 2, axis=2)
     scores = graph.node(
         "Mul",
         [
@@ -377,32 +418,69 @@ def _suppress(
             graph.node("Sigmoid", [likeliest]),
         ],
     )
-    # Each box has a score in its one class, and 0 in all others.
-    is_class = graph.node("Equal", [number, graph.constant(np.arange(classes))])
-    by_class = graph.node("Mul", [scores, graph.node("Cast", [is_class], to=TensorProto.FLOAT)])
-    selected = graph.node(
-        "NonMaxSuppression",
-        [
-            boxes,
-            graph.node("Transpose", [by_class], perm=[0, 2, 1]),
-            graph.constant([_MOST_CANDIDATES]),
-            graph.constant([nms_threshold], np.float32),
-            # A box at the threshold passes; here it would have to be above.
-            graph.constant([np.nextafter(np.float32(threshold), np.float32(-1))], np.float32),
-        ],
-    )
-    which = graph.node("Gather", [selected, graph.constant([0, 2])], axis=1)
-    graph.node("GatherND", [boxes, which], SUPPRESSED[0])
-    one = graph.constant([-1])
-    graph.node("Reshape", [graph.node("GatherND", [scores, which]), one], SUPPRESSED[1])
-    for column, name in ((1, SUPPRESSED[2]), (0, SUPPRESSED[3])):
-        values = graph.node("Gather", [selected, graph.constant(column)], axis=1)
-        graph.node("Cast", [values], name, to=TensorProto.INT32)
-    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT32)
-    return [
-        helper.make_tensor_value_info(name, kind, ["n", 4] if name == SUPPRESSED[0] else ["n"])
-        for name, kind in zip(SUPPRESSED, kinds, strict=True)
+    return corners, scores, graph.node("Cast", [number], to=TensorProto.FLOAT)
+
+
+def _hides(
+    graph: _Graph,
+    corners: Sequence[str],
+    scores: str,
+    classes: str,
+    cells: str,
+    count: int,
+    nms_threshold: float,
+) -> str:
+    """1 where a box is hidden should another one stay, or 0: (batch, hidden, other)."""
+
+    def other(values: str) -> str:
+        return graph.node("Reshape", [values, graph.constant([0, 1, count])])
+
+    left, top, right, bottom = corners
+    first = [graph.node("Max", [end, other(end)]) for end in (left, top)]
+    last = [graph.node("Min", [end, other(end)]) for end in (right, bottom)]
+    shared = _area(graph, [*first, *last])
+    area = _area(graph, corners)
+    union = graph.node("Sub", [graph.node("Add", [area, other(area)]), shared])
+    limit = graph.node("Mul", [union, graph.constant(nms_threshold, np.float32)])
+    # Of equal scores the first in the heads' order is the better one.
+    order = graph.node("Reshape", [cells, graph.constant([0, count, 1])])
+    earlier = graph.node("Greater", [order, other(cells)])
+    equal = graph.node("Equal", [scores, other(scores)])
+    better = graph.node("Less", [scores, other(scores)])
+    better = graph.node("Or", [better, graph.node("And", [equal, earlier])])
+    same = graph.node("Equal", [classes, other(classes)])
+    over = graph.node("Greater", [shared, limit])
+    hides = graph.node("And", [graph.node("And", [over, same]), better])
+    return graph.node("Cast", [hides], to=TensorProto.FLOAT)
+
+
+def _area(graph: _Graph, corners: Sequence[str]) -> str:
+    """Of boxes; 0 where the right or lower end is not behind the other."""
+    nothing = graph.constant(0, np.float32)
+    sides = [
+        graph.node("Max", [graph.node("Sub", [corners[n + 2], corners[n]]), nothing])
+        for n in range(2)
     ]
+    return graph.node("Mul", sides)
+
+
+def _settle(graph: _Graph, hides: str, count: int) -> tuple[str, str]:
+    """1 for each box that stays, or 0, (batch, candidates, 1), and 1 if one may be wrong.
+
+    A box stays unless a better one stays that hides it: only one choice of boxes is like that.
+    To begin with all of them stay, and each step applies the rule to the one before it. So the
+    best box is right from the first step on, and every step settles more of them; and if a step
+    changes nothing, all are right.
+    """
+    one = graph.constant(1, np.float32)
+    stays = graph.node("Sub", [one, graph.maximum(hides, 2, keep=True)])
+    before = stays
+    for _ in range(_STEPS - 1):
+        others = graph.node("Reshape", [stays, graph.constant([0, 1, count])])
+        hidden = graph.maximum(graph.node("Mul", [hides, others]), 2, keep=True)
+        before, stays = stays, graph.node("Sub", [one, hidden])
+    differ = graph.node("Abs", [graph.node("Sub", [stays, before])])
+    return stays, graph.maximum(differ, 1, keep=True)
 
 
 def _count_cells(layout: Layout) -> int:
