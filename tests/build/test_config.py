@@ -15,6 +15,7 @@ from trt_runtime import BuildConfig, InputError, Profile
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "profiles": ((Profile({"x": ((1, 2), (3, 4), (5, 6)), "n": (1, 2)}),), {}),
     "precision": ("bf16", {}),
+    "float32_layers": (("decode/*", "a"), {"precision": "fp16"}),
     "reduced_io": (True, {"precision": "fp16"}),
     "optimization_level": (0, {}),
     "workspace_bytes": (1 << 30, {}),

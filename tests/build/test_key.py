@@ -34,6 +34,7 @@ MODEL = static().model.SerializeToString()
 VARIANTS: dict[str, tuple[Any, Any]] = {
     "profiles": ((), (Profile({"x": (1, 3, 8, 8)}),)),
     "precision": ("tf32", "fp16"),
+    "float32_layers": ((), ("*",)),
     "reduced_io": (False, True),
     "optimization_level": (None, 3),
     "workspace_bytes": (None, 1 << 20),

@@ -21,7 +21,13 @@ from trt_runtime.build.calibration import Calibration
 from trt_runtime.build.plan import _prepare
 from trt_runtime.platform.tensorrt import TensorRT
 from trt_runtime.platform.tensorrt.flavours import FLAVOURS
-from trt_runtime.platform.tensorrt.settings import apply, apply_to_tensors, is_typed, refuse
+from trt_runtime.platform.tensorrt.settings import (
+    apply,
+    apply_to_layers,
+    apply_to_tensors,
+    is_typed,
+    refuse,
+)
 
 from ..models import fp8, int8, static
 from .test_config import OTHER
@@ -44,7 +50,7 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Any:
         assert name in self._members, f"there is no {name}"
-        if self._members[name] == "property":
+        if self._members[name] == "property" or name in self._values:
             return self._values[name]
 
         def call(*given: Any) -> Any:
@@ -90,6 +96,8 @@ def told(release: str, config: BuildConfig, model: onnx.ModelProto) -> Any:
     prepared = _prepare(at_hand, data, None, config, None)
     settings = Recorder(classes["IBuilderConfig"])
     apply(at_hand, settings, config)
+    layers = layers_of(release)
+    apply_to_layers(at_hand, settings, config, layers.values())
     half_read = onnx.ModelProto.FromString(prepared)
     tensors = {
         value.name: Recorder(classes["ITensor"], dtype=at_hand.module.DataType.FLOAT)
@@ -97,7 +105,42 @@ def told(release: str, config: BuildConfig, model: onnx.ModelProto) -> Any:
     }
     apply_to_tensors(at_hand, config, {"x": tensors["x"]}, {"y": tensors["y"]})
     typed = is_typed(at_hand.flavour, config)  # the network's flag
-    return settings.told, [tensor.told for tensor in tensors.values()], prepared, typed
+    heard = [told for tensor in (*tensors.values(), *layers.values()) for told in tensor.told]
+    return settings.told, heard, prepared, typed
+
+
+@cache
+def named() -> onnx.ModelProto:
+    """The static model, whose nodes have names here."""
+    model = onnx.ModelProto.FromString(static().model.SerializeToString())
+    for node in model.graph.node:
+        node.name = node.op_type.lower()
+    return model
+
+
+def layers_of(release: str) -> dict[str, Any]:
+    """A few layers: each has a name, and inputs and outputs of some types."""
+    classes, kinds = manifest(release)["classes"], module(release).DataType
+    made = {}
+    for name, (inputs, outputs) in {
+        "conv": (["FLOAT", "FLOAT"], ["FLOAT"]),
+        "part/choose": (["FLOAT", None], ["FLOAT", "INT32"]),
+        "part/compare": (["FLOAT"], ["BOOL"]),
+        "part/count": (["INT32"], ["INT32"]),
+    }.items():
+        sides = [
+            [t and Recorder(classes["ITensor"], dtype=getattr(kinds, t)) for t in side]
+            for side in (inputs, outputs)
+        ]
+        made[name] = Recorder(
+            classes["ILayer"],
+            name=name,
+            num_inputs=len(inputs),
+            num_outputs=len(outputs),
+            get_input=sides[0].__getitem__,
+            get_output=sides[1].__getitem__,
+        )
+    return made
 
 
 # (field, value, which releases refuse it, what the refusal tells), each told by `apply` elsewhere.
@@ -106,6 +149,7 @@ OPTIONS: tuple[tuple[str, Any, frozenset[str], str], ...] = (
     ("precision", "fp16", frozenset(), ""),
     ("precision", "bf16", frozenset({R8}), "no bfloat16; use 'fp16'"),
     ("precision", "as-typed", frozenset({R8}), "no strongly typed networks"),
+    ("float32_layers", ("conv",), frozenset(), ""),
     ("reduced_io", True, frozenset(), ""),
     ("optimization_level", 2, frozenset(), ""),
     ("workspace_bytes", 1 << 20, frozenset(), ""),
@@ -167,8 +211,8 @@ def test_an_option_is_told_or_refused_by_name(
         assert f"{at_hand.name} {at_hand.version}" in str(caught.value)
         return
     now, before = (
-        told(release, config, static().model),
-        told(release, BuildConfig(**beside), static().model),
+        told(release, config, named()),
+        told(release, BuildConfig(**beside), named()),
     )
     as_the_model_says = value == "as-typed" and library(release).flavour.typed_only
     assert (now != before) != (as_the_model_says or field in ELSEWHERE)
@@ -235,6 +279,36 @@ def test_sixteen_bits_are_a_flag_or_the_models_own_types(
     model = onnx.ModelProto.FromString(prepared)
     assert [w.data_type for w in model.graph.initializer] == [small]
     assert {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)} == {1}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_layers_stay_in_float32_by_a_constraint_or_by_the_models_types(release: str) -> None:
+    at_hand, layers = library(release), layers_of(release)
+    config = BuildConfig(precision="fp16", float32_layers=("part/*",))
+    settings = Recorder(manifest(release)["classes"]["IBuilderConfig"])
+    apply_to_layers(at_hand, settings, config, layers.values())
+    if at_hand.flavour.typed_only:
+        assert not any(layer.told for layer in layers.values())
+        data = named().SerializeToString()
+        kept = BuildConfig(precision="fp16", float32_layers=("c*",))
+        model = onnx.ModelProto.FromString(_prepare(at_hand, data, None, kept, None))
+        assert [w.data_type for w in model.graph.initializer] == [1]
+        return
+    wide, flags = at_hand.module.DataType.FLOAT, at_hand.module.BuilderFlag
+    assert layers["conv"].told == []
+    assert layers["part/choose"].told == [("precision", wide), ("set_output_type", 0, wide)]
+    assert layers["part/compare"].told == [("precision", wide)]
+    assert layers["part/count"].told == []
+    assert settings.told == [("set_flag", flags.OBEY_PRECISION_CONSTRAINTS)]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_layer_that_is_not_there_is_refused(release: str) -> None:
+    config = BuildConfig(precision="fp16", float32_layers=("c*", "d*"))
+    with pytest.raises(InputError, match=r"no node .* called 'd\*'; its 2 .* are 'conv', 'relu'"):
+        _prepare(library(release), named().SerializeToString(), None, config, None)
+    with pytest.raises(InputError, match="have no names"):
+        _prepare(library(release), static().model.SerializeToString(), None, config, None)
 
 
 def test_weight_streaming_goes_with_strong_types_in_release_10() -> None:

@@ -18,6 +18,10 @@ from .conftest import invoke
 SAID: dict[str, tuple[list[str], Any]] = {
     "profiles": (["--shapes", "x:1x8"], (Profile({"x": (1, 8)}),)),
     "precision": (["--precision", "fp16"], "fp16"),
+    "float32_layers": (
+        ["--float32-layer", "decode/*", "--float32-layer", "a"],
+        ("a", "decode/*"),
+    ),
     "reduced_io": (["--reduced-io", "--precision", "fp16"], True),
     "optimization_level": (["--optimization-level", "0"], 0),
     "workspace_bytes": (["--workspace", "4GiB"], 4 * 2**30),

@@ -55,6 +55,7 @@ RECEIVERS = {
     "__init__.py": {"self.module.get_plugin_registry()": "IPluginRegistry"},
     "settings.py": {
         "settings": "IBuilderConfig",
+        "layer": "ILayer",
         "tensor": "ITensor",
         "flags": "BuilderFlag",
         "pools": "MemoryPoolType",
@@ -97,6 +98,9 @@ GUARDED: dict[str, tuple[str, ...]] = {
     "BuilderFlag.INT8": WEAKLY_TYPED,
     "BuilderFlag.FP8": WEAKLY_TYPED,
     "BuilderFlag.BF16": RELEASE_10,
+    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": WEAKLY_TYPED,
+    "ILayer.precision": WEAKLY_TYPED,
+    "ILayer.set_output_type": WEAKLY_TYPED,
     "BuilderFlag.STRIP_PLAN": WITHOUT_8,
     "BuilderFlag.WEIGHT_STREAMING": WITHOUT_8,
     "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": WITHOUT_8,
@@ -294,6 +298,7 @@ def test_the_names_are_found_at_all() -> None:
         "IBuilderConfig.set_tactic_sources",
         "HardwareCompatibilityLevel.AMPERE_PLUS",
         "ITensor.allowed_formats",
+        "ILayer.num_outputs",
         "ProfilingVerbosity.DETAILED",
     } <= found["settings.py"]
     assert {"IBuilderConfig.set_timing_cache", "ITimingCache.combine"} <= found["timing.py"]

@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from trt_runtime import (
+    BuildConfig,
     ClosedError,
     Device,
     Engine,
@@ -271,6 +272,23 @@ def test_the_graph_finds_what_numpy_finds(host: Device, in_graph: Any, batch: in
             got, want = detector.detect(image), expected(image)
             common = min(len(got), len(want), 5)
             np.testing.assert_allclose(got.scores[:common], want.scores[:common], atol=0.02)
+
+
+def test_boxes_that_the_graph_makes_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[BuildConfig] = []
+
+    def opened(model: Any, *, config: BuildConfig, **_: Any) -> Any:
+        asked.append(config)
+        raise KeyError
+
+    monkeypatch.setattr("trt_runtime.yolov3.detector.Session", opened)
+    for config in (None, BuildConfig(precision="fp16", float32_layers=("a",))):
+        with pytest.raises(KeyError):
+            Detector(small.model(), in_graph="nms", config=config)
+    with pytest.raises(KeyError):
+        Detector(small.model(), in_graph="nms", config=BuildConfig(precision="as-typed"))
+    layers = ("trt_runtime/boxes/*",)
+    assert [config.float32_layers for config in asked] == [layers, ("a", *layers), ()]
 
 
 def test_an_image_in_page_locked_memory_is_searched_where_it_is(host: Device) -> None:

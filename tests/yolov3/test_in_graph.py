@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from trt_runtime import InputError
+from trt_runtime.build.precision import reduced
 from trt_runtime.yolov3 import Layout, surround
 from trt_runtime.yolov3.decode import Candidates, decode, places_of, score
 from trt_runtime.yolov3.in_graph import (
     _STEPS,
+    FLOAT32_LAYERS,
     INPUT,
     SELECTED,
     SUPPRESSED,
@@ -176,6 +178,29 @@ def test_suppression_is_that_of_the_host(
             near = overlaps(every.boxes, every.boxes)
             close = np.abs(near - nms_threshold).min() < 1e-5
             assert close or np.abs(score(rows, places[where], 0).scores - threshold).min() < 1e-6
+
+
+def test_boxes_are_not_rounded_where_the_network_is() -> None:
+    """Both graphs have the same rounded numbers; one of them makes the boxes itself."""
+    options = {"image": (216, 384), "candidates": 300}
+    feed = {INPUT: small.image(216, 384)[None]}
+    selects, suppresses = (
+        reduced(
+            surround(small.model(), small.layout(), nms=nms, **options).SerializeToString(),  # type: ignore[arg-type]
+            None,
+            "float16",
+            keep=FLOAT32_LAYERS if nms else (),
+        )
+        for nms in (False, True)
+    )
+    selected = reference(onnx.load_from_string(selects), feed)
+    (want,) = read_selected(selected, places_of(small.layout()), threshold=0.3)
+    outputs = reference(onnx.load_from_string(suppresses), feed)
+    (got,) = read_suppressed(outputs, 10_000, threshold=0.3)
+    assert len(want.scores) > 5
+    assert_same(got, want.suppressed(0.5), tolerance=1e-4)
+    unrounded = by_numpy(feed[INPUT][0], "letterbox", 0.3).suppressed(0.5)
+    assert not np.array_equal(got.scores, unrounded.scores)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18])

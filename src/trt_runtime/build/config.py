@@ -99,6 +99,9 @@ class BuildConfig:
         model itself is converted. ``int8`` takes a model with QuantizeLinear nodes or, in 8.6 and
         10, calibration data, and allows float16 as well there; ``fp8`` takes a model with float8
         QuantizeLinear nodes. ``as-typed`` follows the model's types exactly.
+    float32_layers : tuple of str
+        Layers that compute in float32 whatever ``precision`` allows, by the model's node names:
+        patterns of `fnmatch`, such as ``"decode/*"``. One that is no node's is refused.
     reduced_io : bool
         Let float32 inputs and outputs take the type that the model is converted to, or that a
         weakly typed build may compute in: float16 for ``fp16``, bfloat16 for ``bf16``.
@@ -150,6 +153,7 @@ class BuildConfig:
 
     profiles: tuple[Profile, ...] = ()
     precision: Precision = "tf32"
+    float32_layers: tuple[str, ...] = ()
     reduced_io: bool = False
     optimization_level: int | None = None
     workspace_bytes: int | None = None
@@ -204,6 +208,8 @@ class BuildConfig:
             "compute_capabilities",
             _several("compute_capabilities", self.compute_capabilities, str, 'texts like "8.6"'),
         )
+        layers = _several("float32_layers", self.float32_layers, str, 'texts like "decode/*"')
+        self._keep("float32_layers", tuple(sorted(set(layers))))
         if self.tactic_sources is not None:
             sources = _several("tactic_sources", self.tactic_sources, str, 'texts like "cudnn"')
             self._keep("tactic_sources", tuple(sorted({source.lower() for source in sources})))
@@ -243,6 +249,11 @@ class BuildConfig:
             raise InputError(
                 "embed_lean_runtime=False says what a version-compatible plan carries; add "
                 "version_compatible=True or leave it out"
+            )
+        if self.float32_layers and self.precision == "as-typed":
+            raise InputError(
+                "precision='as-typed' follows the model's types: make the layers float32 there, "
+                "and leave float32_layers out"
             )
         if self.gpu_fallback and self.dla_core is None:
             raise InputError("gpu_fallback=True is for DLA: add dla_core=0 or leave it out")

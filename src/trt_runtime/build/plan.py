@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from .calibration import Batch, Calibration, CalibrationFeed
 from .config import BuildConfig, Profile
 from .digest import content_digest
 from .model import external_files, read_model
-from .precision import quantisation, reduced, with_io_types
+from .precision import Reduced, check_names, quantisation, reduced, with_io_types
 from .progress import OnProgress, Reporter
 from .shared_file import SharedFile
 
@@ -114,6 +114,8 @@ def _prepare(
     """The model as this TensorRT is to be given it; raises for what cannot be built."""
     quantised = quantisation(model) if config.precision in ("int8", "fp8") or calibration else ()
     library.refuse(config, quantised, calibration is not None)
+    if config.float32_layers:
+        check_names(model, config.float32_layers)
     return prepared_model(library, model, path, config)
 
 
@@ -121,10 +123,15 @@ def prepared_model(library: TensorRT, model: bytes, path: str | None, config: Bu
     """The model with the types that a strongly typed build takes from it, as configured."""
     if not library.flavour.typed_only and config.precision != "as-typed":
         return model
-    if config.precision == "fp16":
-        model = reduced(model, path, "float16", reduced_io=config.reduced_io)
-    elif config.precision == "bf16":
-        model = reduced(model, path, "bfloat16", reduced_io=config.reduced_io)
+    small: Mapping[str, Reduced] = {"fp16": "float16", "bf16": "bfloat16"}
+    if config.precision in small:
+        model = reduced(
+            model,
+            path,
+            small[config.precision],
+            reduced_io=config.reduced_io,
+            keep=config.float32_layers,
+        )
     if config.io_types:
         model = with_io_types(model, path, dict(config.io_types))
     return model

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import translate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,7 +75,12 @@ _SMALL_TYPE = "tensor(float16)"
 
 
 def reduced(
-    model: bytes, path: str | os.PathLike[str] | None, to: Reduced, *, reduced_io: bool = False
+    model: bytes,
+    path: str | os.PathLike[str] | None,
+    to: Reduced,
+    *,
+    reduced_io: bool = False,
+    keep: Sequence[str] = (),
 ) -> bytes:
     """The model with its float32 arithmetic in ``to``; everything else stays as it is.
 
@@ -91,6 +98,8 @@ def reduced(
     to : "float16" or "bfloat16"
     reduced_io : bool
         Give float32 inputs and outputs that type too.
+    keep : sequence of str
+        Nodes that stay in float32 as well, by patterns of their names.
 
     Raises
     ------
@@ -98,7 +107,7 @@ def reduced(
         It is no ONNX model, or the result is larger than the 2 GiB that one can have.
     """
     proto = _load(model, path)
-    _Reduction(proto, to, reduced_io).run()
+    _Reduction(proto, to, reduced_io, matching(keep)).run()
     return _serialize(proto)
 
 
@@ -144,6 +153,40 @@ def with_io_types(
             after.append(helper.make_node("Cast", [inner], [name], to=wanted, **cast))
     _replace_nodes(graph, [*before, *graph.node, *after])
     return _serialize(proto)
+
+
+def matching(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a name is one of those that the patterns, of `fnmatch`, are for."""
+    if not patterns:
+        return lambda name: False
+    matches = re.compile("|".join(map(translate, patterns))).match
+    return lambda name: matches(name) is not None
+
+
+def check_names(model: bytes, patterns: Sequence[str]) -> None:
+    """Raise unless each pattern is for a node.
+
+    Raises
+    ------
+    InputError
+        One is for none.
+    """
+    import onnx
+
+    try:
+        graphs = list(graphs_of(onnx.ModelProto.FromString(model)))
+    except Exception:  # the parser will say what is wrong with it
+        return
+    names = [node.name for graph in graphs for node in graph.node if node.name]
+    idle = [p for p in patterns if not any(map(matching([p]), names))]
+    if idle:
+        shown = ", ".join(map(repr, names[:3])) + ("" if len(names) <= 3 else " and others")
+        raise InputError(
+            f"float32_layers: no node of the model is called {' or '.join(map(repr, idle))}; its "
+            f"{len(names)} named nodes are {shown}"
+            if names
+            else "float32_layers: the model's nodes have no names"
+        )
 
 
 def quantisation(model: bytes) -> frozenset[str]:
@@ -297,7 +340,10 @@ class _Reduction:
     under which name it has which.
     """
 
-    def __init__(self, proto: Any, to: Reduced, reduced_io: bool) -> None:
+    def __init__(
+        self, proto: Any, to: Reduced, reduced_io: bool, keeps: Callable[[str], bool]
+    ) -> None:
+        self._keeps = keeps
         self._proto = proto
         self._graph = proto.graph
         self._to = to
@@ -416,6 +462,7 @@ class _Reduction:
         """What of the node is computed in the smaller type; nothing, where that would be wrong."""
         if (
             node.op_type in _KEPT
+            or self._keeps(node.name)
             or any(True for _ in _inner(node))
             or self._of_shapes.intersection(node.output)
             or self._too_small.intersection(node.input)

@@ -153,6 +153,15 @@ class BuildOptions:
             help="tf32, fp32, fp16, bf16, int8, fp8 or as-typed.",
         ),
     ] = "tf32"
+    float32_layer: Annotated[
+        _Several,
+        _option(
+            "--float32-layer",
+            panel=_PRECISION,
+            metavar="NAME",
+            help="A node that stays in float32, or many by a pattern: 'decode/*'. Repeatable.",
+        ),
+    ] = None
     reduced_io: Annotated[
         bool,
         _option(
@@ -315,6 +324,7 @@ class BuildOptions:
         return BuildConfig(
             profiles=self._profiles(),
             precision=self.precision,  # type: ignore[arg-type]  # it checks
+            float32_layers=tuple(self.float32_layer or ()),
             reduced_io=self.reduced_io,
             optimization_level=self.optimization_level,
             workspace_bytes=grammar.parse_size("--workspace", self.workspace)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..build.config import BuildConfig
 from ..build.model import read_model
 from ..engine import Engine
 from ..errors import ClosedError, InputError, ModelError, ShapeError
@@ -25,7 +26,14 @@ from .cfg import Network
 from .decode import Candidates, decode, lowest_logit, places_of
 from .detections import Detections
 from .images import load_image, read_images
-from .in_graph import SELECTED, SUPPRESSED, read_selected, read_suppressed, surround
+from .in_graph import (
+    FLOAT32_LAYERS,
+    SELECTED,
+    SUPPRESSED,
+    read_selected,
+    read_suppressed,
+    surround,
+)
 from .layout import Layout, read_names
 from .preprocess import Fit, Placement, preprocess, resize
 
@@ -152,6 +160,8 @@ class Detector(Owned):
                 nms=in_graph == "nms",
                 nms_threshold=nms_threshold,
             )
+        if in_graph == "nms":
+            session["config"] = _with_exact_boxes(session.get("config"))
         self.threshold, self.nms_threshold, self.fit = threshold, nms_threshold, fit
         with ExitStack() as stack:
             self.session = stack.enter_context(Session(model, **session))
@@ -366,6 +376,14 @@ def _read(
             raise InputError(f"{len(layout.names)} classes need as many names, not {len(names)}")
         layout = replace(layout, names=tuple(names))
     return model, layout
+
+
+def _with_exact_boxes(config: BuildConfig | None) -> BuildConfig:
+    """The configuration under which boxes made in the graph are not rounded to float16."""
+    config = config or BuildConfig()
+    if config.precision == "as-typed":
+        return config
+    return replace(config, float32_layers=(*config.float32_layers, *FLOAT32_LAYERS))
 
 
 def _suffix(model: Any) -> str:

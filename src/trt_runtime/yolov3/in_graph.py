@@ -5,7 +5,8 @@ captured in CUDA graphs, and is few operators, each of them a kernel of a few mi
 network's likeliest cells are chosen in the graph and come down as the heads' own numbers, in
 float32: a float16 places a box at pixel 600 within half a pixel only, and TensorRT may compute in
 float16 what it likes. `read_selected` makes boxes of them, as `decode` does of whole heads. With
-``nms=True`` the boxes are made, and suppressed, in the graph.
+``nms=True`` the boxes are made and suppressed in the graph too, in layers that are to stay in
+float32, and `read_suppressed` has little left to do.
 
 Everything parses under TensorRT 8.6, which takes uint8 for a network's input only, with a Cast
 right behind it.
@@ -39,6 +40,11 @@ SELECTED = ("candidates", "cells")
 #: bottom in the network's pixels, its score, negative if a better box hides it, and its class; and
 #: (batch, 2), the lowest objectness that was looked at, and 1 if `_settle` did not come to an end.
 SUPPRESSED = ("detections", "doubts")
+
+_PREFIX = "trt_runtime/"
+_BOXES = f"{_PREFIX}boxes/"
+#: The nodes that make boxes and suppress them, for `BuildConfig.float32_layers`.
+FLOAT32_LAYERS = (f"{_BOXES}*",)
 
 #: TensorRT's TopK gives no more.
 _MOST_CANDIDATES = 3840
@@ -74,7 +80,8 @@ def surround(
         How many cells are looked at: those of the highest objectness. If more of them pass the
         threshold, boxes are missing, and `read_selected` says so in the log.
     nms : bool
-        Whether the boxes are made and suppressed in the graph as well.
+        Whether the boxes are made and suppressed in the graph as well. Where TensorRT may compute
+        in fewer bits, `FLOAT32_LAYERS` belong into the `BuildConfig`; `Detector` sees to that.
     nms_threshold : float
         For ``nms``, as `Detector`; it becomes a part of the graph.
 
@@ -194,6 +201,8 @@ class _Graph:
 
     def __init__(self, opset: int = _OLDEST_OPSET) -> None:
         self.opset = opset
+        #: What the names begin with.
+        self.prefix = _PREFIX
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -212,13 +221,13 @@ class _Graph:
         **attributes: Any,
     ) -> list[str]:
         """Add an operator of several outputs; their names."""
-        name = f"trt_runtime/{len(self.nodes)}_{operator}"
+        name = f"{self.prefix}{len(self.nodes)}_{operator}"
         outputs = outputs or [f"{name}_{number}" for number in range(count)]
         self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
         return outputs
 
     def constant(self, values: Any, dtype: type = np.int64) -> str:
-        name = f"trt_runtime/constant_{len(self.constants)}"
+        name = f"{_PREFIX}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
@@ -381,6 +390,7 @@ def _suppress(
     graph: _Graph, layout: Layout, numbers: str, cells: str, count: int, nms_threshold: float
 ) -> None:
     """The boxes, and which of those that overlap stay."""
+    graph.prefix = _BOXES
     corners, scores, classes = _boxes(graph, layout, numbers, cells)
     hides = _hides(graph, corners, scores, classes, cells, count, nms_threshold)
     stays, unsettled = _settle(graph, hides, count)

@@ -25,7 +25,7 @@ from ...errors import (
 )
 from ...tensor import Range, Shape, format_shape, numpy_dtype
 from .calibrator import Feed, make_calibrator
-from .settings import apply, apply_to_tensors, is_typed
+from .settings import apply, apply_to_layers, apply_to_tensors, is_typed
 from .timing import TimingFile, keep_timings, use_timings
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class _Build:
         }
         settings = self._made(builder.create_builder_config(), "a builder configuration")
         apply(self.library, settings, self.config)
+        layers = (network.get_layer(index) for index in range(network.num_layers))
+        apply_to_layers(self.library, settings, self.config, layers)
         apply_to_tensors(self.library, self.config, inputs, outputs)
         self._add_profiles(builder, network, settings, inputs)
         if self.timings is not None:

@@ -1,8 +1,9 @@
 """How each option of a `BuildConfig` is told to TensorRT, and which releases lack it.
 
-`refuse` raises before a build begins for what that release or flavour cannot do; `apply` and
-`apply_to_tensors` tell the rest to the builder configuration and the network. Between them no
-option is dropped: ``tests/build/test_settings.py`` goes through every field and every release.
+`refuse` raises before a build begins for what that release or flavour cannot do; `apply`,
+`apply_to_layers` and `apply_to_tensors` tell the rest to the builder configuration and the
+network. Between them no option is dropped: ``tests/build/test_settings.py`` goes through every
+field and every release.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...build.precision import matching
 from ...errors import BuildError, InputError, UnsupportedError
 from ...tensor import DTYPES
 
@@ -293,6 +295,31 @@ def _refused(library: TensorRT, option: str, value: object) -> BuildError:
         f"{library.name} {library.version} refused {option} = {value!r}",
         log_lines=library.log.take_errors(),
     )
+
+
+def apply_to_layers(
+    library: TensorRT, settings: Any, config: BuildConfig, layers: Iterable[Any]
+) -> None:
+    """Keep in float32 what ``config`` says; a layer has its node's name.
+
+    Those of a strongly typed network were kept in the model.
+    """
+    if not config.float32_layers or is_typed(library.flavour, config):
+        return
+    module, keeps = library.module, matching(config.float32_layers)
+    wide = module.DataType.FLOAT
+    for layer in layers:
+        if not keeps(str(layer.name)):
+            continue
+        inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+        outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+        if not any(tensor is not None and tensor.dtype == wide for tensor in (*inputs, *outputs)):
+            continue  # shapes and indices, which have no other type
+        layer.precision = wide
+        for index, tensor in enumerate(outputs):
+            if tensor.dtype == wide:
+                layer.set_output_type(index, wide)
+    settings.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
 def apply_to_tensors(

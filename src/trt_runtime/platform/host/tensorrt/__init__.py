@@ -23,7 +23,7 @@ from .interfaces import (
     IProfiler,
     IProgressMonitor,
 )
-from .network import INetworkDefinition, ITensor
+from .network import ILayer, INetworkDefinition, ITensor
 from .parser import OnnxParser, ParserError
 from .plugins import IPluginRegistry
 from .profile import IOptimizationProfile
@@ -57,6 +57,7 @@ class HostTensorRT:
     ICudaEngine = ICudaEngine
     IExecutionContext = IExecutionContext
     IHostMemory = IHostMemory
+    ILayer = ILayer
     INetworkDefinition = INetworkDefinition
     IOptimizationProfile = IOptimizationProfile
     ISerializationConfig = ISerializationConfig

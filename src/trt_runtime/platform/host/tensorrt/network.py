@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .dependence import analyse, with_shape_tensors
 from .enums import DataType, NetworkDefinitionCreationFlag, TensorFormat, TensorLocation
-from .model import Tensor, border_tensors
+from .model import Tensor, border_tensors, layer_name
 from .seam import TensorRTObject
-from .shapes import with_inferred_outputs
+from .shapes import inferred_types, with_inferred_outputs
 
 if TYPE_CHECKING:
     from .builder import Builder
@@ -93,6 +95,53 @@ class ITensor:
         return names[index] if 0 <= index < len(names) else ""
 
 
+class Intermediate(NamedTuple):
+    """A tensor within a network; of its type None is known for what ONNX cannot infer."""
+
+    name: str
+    dtype: DataType | None
+
+
+class ILayer:
+    """A node of the model. The host computes in the model's types, whatever it is told here."""
+
+    def __init__(self, network: INetworkDefinition, index: int) -> None:
+        self._node = network._model.graph.node[index]
+        self._types = network._types
+        self._wanted: dict[int, DataType] = {}
+        #: What it is to compute in.
+        self.precision = DataType.FLOAT
+
+    @property
+    def name(self) -> str:
+        return layer_name(self._node)
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self._node.input)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._node.output)
+
+    def get_input(self, index: int) -> Intermediate | None:
+        return self._tensor(self._node.input, index)
+
+    def get_output(self, index: int) -> Intermediate | None:
+        return self._tensor(self._node.output, index)
+
+    def set_output_type(self, index: int, dtype: DataType) -> None:
+        self._wanted[index] = DataType(dtype)
+
+    def output_type_is_set(self, index: int) -> bool:
+        return index in self._wanted
+
+    def _tensor(self, names: Sequence[str], index: int) -> Intermediate | None:
+        if not 0 <= index < len(names) or not names[index]:
+            return None
+        return Intermediate(names[index], self._types.get(names[index]))
+
+
 class INetworkDefinition(TensorRTObject):
     """A network, empty until a parser gives it a model."""
 
@@ -133,6 +182,12 @@ class INetworkDefinition(TensorRTObject):
     def num_layers(self) -> int:
         return len(self._model.graph.node) if self._model is not None else 0
 
+    def get_layer(self, index: int) -> ILayer | None:
+        if not 0 <= index < self.num_layers:
+            self._error(f"INetworkDefinition::getLayer: index {index} of {self.num_layers} layers")
+            return None
+        return ILayer(self, index)
+
     def get_input(self, index: int) -> ITensor | None:
         if not 0 <= index < self.num_inputs:
             self._error(f"INetworkDefinition::getInput: index {index} of {self.num_inputs} inputs")
@@ -146,6 +201,11 @@ class INetworkDefinition(TensorRTObject):
             )
             return None
         return ITensor(self, self.num_inputs + index)
+
+    @cached_property
+    def _types(self) -> dict[str, DataType]:
+        """The types of all tensors that ONNX can infer."""
+        return inferred_types(self._model)
 
     def _fill(self, model: Any) -> None:
         """Take a model whose border tensors are known to be acceptable."""

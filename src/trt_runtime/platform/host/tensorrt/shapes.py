@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .datatypes import numpy_dtype
+from .datatypes import ONNX_TYPES, numpy_dtype
 from .dependence import DATA_DEPENDENT, Dependence
+from .enums import DataType
 from .model import Tensor, known_dims
 
 Array = np.ndarray[Any, Any]
@@ -178,14 +179,28 @@ def skeleton(model: Any) -> Any:
     return bare
 
 
-def inferred_dims(model: Any) -> dict[str, Shape | None]:
-    """Return what ONNX infers for each tensor: -1 for an open dimension, None without a rank."""
+def _inferred(model: Any) -> Any:
+    """The graph with what ONNX infers, or as it is if that fails."""
     import onnx.shape_inference
 
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # the model is then run instead, and says what is wrong
-        graph = model.graph
+        return model.graph
+
+
+def inferred_types(model: Any) -> dict[str, DataType]:
+    """Return the type of each tensor that TensorRT has a type for."""
+    graph = _inferred(skeleton(model))
+    found = {weight.name: weight.data_type for weight in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        found[value.name] = value.type.tensor_type.elem_type
+    return {name: ONNX_TYPES[kind] for name, kind in found.items() if kind in ONNX_TYPES}
+
+
+def inferred_dims(model: Any) -> dict[str, Shape | None]:
+    """Return what ONNX infers for each tensor: -1 for an open dimension, None without a rank."""
+    graph = _inferred(model)
     result: dict[str, Shape | None] = {w.name: tuple(w.dims) for w in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
