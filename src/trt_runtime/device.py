@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 from .errors import HostDeviceWarning, InputError, NoDeviceError, NoTensorRTError
 from .interrupts import uninterrupted
+from .locks import RLock
 from .ownership import Owned, insist, release_all
 from .platform import Kind, Platform, cuda_platform, host_platform
 from .platform.driver import Driver
@@ -52,7 +52,7 @@ class PrimaryContext:
         self.ordinal = ordinal
         self.handle = driver.retain_primary_context(ordinal)
         self._holds = 1
-        self._lock = threading.RLock()  # a collected array may give up its hold at any point
+        self._lock = RLock()  # a collected array may give up its hold at any point
 
     def current(self) -> _Current:
         """A ``with`` that makes the context current on this thread and then restores."""

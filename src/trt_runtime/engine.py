@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -27,6 +26,7 @@ from .errors import BusyError, DtypeError, InputError, NotAPlanError, PlanError,
 from .files import write_whole
 from .inspection import EngineReport, PlanValidity, make_report
 from .interrupts import uninterrupted
+from .locks import Lock
 from .ownership import Owned, Record
 from .platform.tensorrt import offline_flavour, plan_version
 from .standstill import standstill
@@ -78,7 +78,7 @@ class Engine(Owned):
     _plan: bytes | None
     _metadata: dict[str, Any]
     #: Held while the engine changes and while a context is made, so that neither meets the other.
-    _changing: threading.Lock
+    _changing: Lock
     #: What brings each execution context to rest.
     _rests: weakref.WeakKeyDictionary[Record, Rest]
 
@@ -144,7 +144,7 @@ class Engine(Owned):
                 self._library = library
                 self._plan = None
                 self._metadata = _facts_of_plan(data, path)
-                self._changing = threading.Lock()
+                self._changing = Lock()
                 self._rests = weakref.WeakKeyDictionary()
                 self.name = name
                 self.tensors = MappingProxyType({spec.name: spec for spec in tensors})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from . import dlpack
 from .errors import ExportError, InputError
 from .interrupts import uninterrupted
+from .locks import RLock
 from .ownership import Owned, insist, when_collected
 from .platform.driver import LEGACY_STREAM
 from .tensor import Shape
@@ -37,7 +37,7 @@ class Counted:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # an array of it may be collected at any point
+        self._lock = RLock()  # an array of it may be collected at any point
         self._holds = 1
 
     def hold(self) -> None:

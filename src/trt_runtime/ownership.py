@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_note
 from .interrupts import uninterrupted
+from .locks import RLock
 
 logger = logging.getLogger("trt_runtime")
 
@@ -192,9 +193,9 @@ class Record:
         self._closing: int | None = None
         self._released = False  # the handle and the children are gone
         self._finished = False  # and so is what was opened for it
-        # An interrupt cannot come between taking a lock and the block, nor between the block and
-        # letting go; it can in a condition, whose methods are Python.
-        self._lock = threading.RLock()
+        # An interrupt cannot come between taking such a lock and the block, nor between the block
+        # and letting go; it can in a condition, whose methods are Python.
+        self._lock = RLock()
         self._changed = threading.Condition(self._lock)
 
     def __del__(self) -> None:

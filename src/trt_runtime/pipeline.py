@@ -29,6 +29,7 @@ from .errors import EngineError, InputError, OutOfMemoryError, ShapeError, Unsup
 from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .interrupts import uninterrupted
+from .locks import Lock, RLock
 from .memory import PinnedBlock
 from .ownership import insist, release_all
 from .pool import DevicePool
@@ -439,7 +440,7 @@ class Track:
         self.marked = False
         #: Held while a flight is waited for. A collected generator may settle at any point, also
         #: where the slot's is held: so whoever has this one does not wait for the slot's.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self._primary = primary = slot.device._primary
         driver = primary.driver
         with ExitStack() as stack:
@@ -541,7 +542,7 @@ class Slot:
         self._tracks: list[Track] = []
         self._kept: OrderedDict[Key, _Shapes] = OrderedDict()
         #: Held while an inference is enqueued: of who waits for a track nobody sees a half one.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._last: Track | None = None
         with ExitStack() as stack:
             self.context = stack.enter_context(
@@ -767,7 +768,7 @@ class Pipeline:
         #: Whether one context's copies run beside its own compute.
         self.overlaps = contexts <= OVERLAPPED_CONTEXTS
         self.lent_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.slots: list[Slot] = []
         #: Enqueues an inference on the slot with the least to do; see `Slot.submit`.
         self.submit: Callable[..., Flight] = self._submit_to_idlest

@@ -18,7 +18,6 @@ without the host waiting:
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from contextlib import ExitStack
 
@@ -26,6 +25,7 @@ from .device import Device, PrimaryContext, borrow_or_open
 from .errors import ClosedError, InputError, OutOfMemoryError
 from .interrupts import uninterrupted
 from .lending import DeviceMemory
+from .locks import Lock
 from .memory import DeviceBlock
 from .ownership import Owned, release_all
 from .platform.driver import LEGACY_STREAM, PER_THREAD_STREAM
@@ -165,7 +165,7 @@ class _Shelf:
         self._returned: deque[PooledBlock] = deque()
         # Held by whoever sorts the returned blocks in. One that finds it held leaves its block to
         # the holder, who looks again after letting go: nobody waits, not even for itself.
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def idle_bytes(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -26,6 +25,7 @@ from .errors import DtypeError, InputError, ModelError, ShapeError
 from .futures import Dispatcher, InferenceFuture
 from .interop import DeviceArray, is_device_array
 from .interrupts import uninterrupted
+from .locks import Lock
 from .memory import PinnedBlock, typed
 from .ownership import Owned, Record, release_all
 from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
@@ -45,7 +45,7 @@ class _Open:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self._dispatcher: Dispatcher | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def dispatcher(self, record: Record) -> Dispatcher:
         """The threads, started on first use; who forgets the session leaves its end to them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from ..device import Device, _callers_level, borrow_or_open
 from ..engine import Engine
 from ..errors import CacheWarning, InputError, PlanError, TrtRuntimeError
+from ..locks import Lock
 from ..platform.tensorrt import TensorRT, offline_flavour
 from .calibration import Batch, Calibration
 from .config import BuildConfig, Profile
@@ -186,7 +186,7 @@ class EngineCache:
         self.max_bytes = max_bytes
         self._store = Store(self.directory)
         self._known = KnownModels(self._store)
-        self._warning = threading.Lock()
+        self._warning = Lock()
         self._warned = False
 
     def load_or_build(

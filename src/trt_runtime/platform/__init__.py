@@ -8,10 +8,10 @@ asks which one it runs on.
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import NoDeviceError, UnsupportedError
+from ..locks import Lock
 from .driver import Driver
 from .tensorrt import TensorRT, load_tensorrt
 
@@ -30,7 +30,7 @@ class Platform:
         self.kind: Kind = kind
         self.driver = driver
         self._libraries: dict[str | None, TensorRT] = {}
-        self._loading = threading.Lock()
+        self._loading = Lock()
 
     def tensorrt(self, flavour: str | None = None) -> TensorRT:
         """The TensorRT of that flavour, or the first that is installed; loaded once."""
@@ -86,7 +86,7 @@ class HostPlatform(Platform):
 
 _host: HostPlatform | None = None
 _cuda: Platform | None = None
-_making = threading.Lock()
+_making = Lock()
 
 
 def host_platform() -> HostPlatform:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CudaError, ForkedProcessError, MisuseError
+from ...locks import RLock
 from ..driver import (
     INVALID_CONTEXT,
     INVALID_DEVICE,
@@ -80,7 +81,7 @@ class HostDriver:
         self.ledger = Ledger()
         self._devices = devices
         self._pid = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._local = threading.local()
         self._next_handle = 0x1000
         self._next_address = _DEVICE_BASE

@@ -6,9 +6,9 @@ run once for each N.
 
 from __future__ import annotations
 
-import threading
 from typing import NamedTuple
 
+from ...locks import RLock
 from ..driver import OUT_OF_MEMORY, STICKY, UNKNOWN
 
 
@@ -77,7 +77,7 @@ class Faults:
         self.pinned_memory = pinned_memory
         self.count = 0
         self.failed: list[str] = []
-        self._lock = threading.RLock()  # a finaliser's call may come in between
+        self._lock = RLock()  # a finaliser's call may come in between
 
     @property
     def broken(self) -> bool:

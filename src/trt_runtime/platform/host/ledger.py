@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections import OrderedDict
+
+from ...locks import RLock
 
 logger = logging.getLogger("trt_runtime")
 
@@ -72,7 +73,7 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[Entry, None] = {}
         self._graves: OrderedDict[tuple[str, str], Entry] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._pid = os.getpid()
         self.violations: list[str] = []
 

@@ -6,10 +6,10 @@ for, in the synchronising thread; a query runs one operation, so that a polling 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from ...locks import RLock
 from .ledger import Entry
 
 Range = tuple[int, int]
@@ -84,7 +84,7 @@ class StreamQueue:
         self.queue: deque[Enqueued] = deque()
         self.capture: list[Operation] | None = None
         self.capture_broken: str | None = None
-        self._running = threading.RLock()
+        self._running = RLock()
 
     def step(self) -> bool:
         """Run one operation, first what it waits for; False when there is none."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BuildError, InputError, UnsupportedError
+from ...locks import Lock
 from .flavours import FLAVOURS, Flavour, import_flavour, installed_flavours, offline_flavour
 from .log import Log
 from .runtime import PlanContext, PlanEngine, plan_validity, plan_version
@@ -47,10 +47,10 @@ __all__ = [
 logger = logging.getLogger("trt_runtime")
 
 # TensorRT has crashed when two threads of a process built at once with a shared timing cache.
-_building = threading.Lock()
+_building = Lock()
 
 # TensorRT keeps the first logger that it is given, so each library is wrapped, with its log, once.
-_loading = threading.Lock()
+_loading = Lock()
 _loaded: dict[str, TensorRT] = {}
 
 
@@ -66,7 +66,7 @@ class TensorRT:
         # Plugins are the library's for as long as it is loaded: engines that are open use them.
         self._plugins: dict[str, Any] = {}
         self._has_standard_plugins = False
-        self._loading_plugins = threading.Lock()
+        self._loading_plugins = Lock()
 
     @property
     def has_builder(self) -> bool:

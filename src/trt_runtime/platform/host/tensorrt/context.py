@@ -7,7 +7,6 @@ destroyed while its work waits is seen by the ledger, as it would crash on a GPU
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....errors import CudaError, MisuseError, UnsupportedError
+from ....locks import Lock
 from .datatypes import numpy_dtype
 from .enums import ExecutionContextAllocationStrategy, ProfilingVerbosity
 from .interfaces import IOutputAllocator, IProfiler
@@ -171,7 +171,7 @@ class IExecutionContext(TensorRTObject):
         self._unset_shapes()
         is_users = strategy == ExecutionContextAllocationStrategy.USER_MANAGED
         self._scratch = _Scratch(is_users, network.scratch_bytes)
-        self._in_call = threading.Lock()
+        self._in_call = Lock()
         self._times = _LayerTimes()
         self._changes = _Changes()
         self._values: dict[str, Array] = {}

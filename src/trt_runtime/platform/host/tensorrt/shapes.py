@@ -8,12 +8,12 @@ where shape tensors decide, since ONNX believes values that contradict the rest 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ....locks import Lock
 from .datatypes import ONNX_TYPES, numpy_dtype
 from .dependence import DATA_DEPENDENT, Dependence
 from .enums import DataType
@@ -50,7 +50,7 @@ class OutputShapes:
         self._data_dependent = dependence.data_dependent
         self._skeleton = skeleton(model)
         self._run = run
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._cache: dict[Any, dict[str, Shape]] = {}
 
     def __call__(

@@ -1,0 +1,105 @@
+"""A lock is free after an interrupt, wherever that came."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from trt_runtime.locks import Lock, RLock
+
+TRIALS = 150
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """The timer of the process's own time raises `Interrupted`."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("this system has no interval timers")
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    yield
+    signal.signal(signal.SIGVTALRM, before)
+
+
+def is_free(lock: Any) -> bool:
+    """Whether another thread gets it."""
+    got: list[bool] = []
+
+    def take() -> None:
+        got.append(lock.acquire(timeout=1))
+        if got[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return got[0]
+
+
+def taken_for_good(make: Callable[[], Any]) -> int:
+    """After how many interrupts of a loop that takes and lets go of a lock it stays taken."""
+    lock, rng, stuck = make(), random.Random(0), 0
+    for _ in range(TRIALS):
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, rng.uniform(1e-4, 1e-3))
+            while True:
+                with lock:
+                    pass
+        except Interrupted:
+            pass
+        if not is_free(lock):
+            stuck += 1
+            lock = make()
+    return stuck
+
+
+@pytest.mark.parametrize("make", [Lock, RLock])
+@pytest.mark.usefixtures("interrupts")
+def test_a_lock_is_free_after_an_interrupt(make: Callable[[], Any]) -> None:
+    assert taken_for_good(make) == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="threading's own are safe before 3.14")
+@pytest.mark.usefixtures("interrupts")
+def test_threadings_own_is_not() -> None:
+    """If this fails, so that it is, Python has mended it, and `locks` need not."""
+    assert taken_for_good(threading.RLock) > 0
+
+
+def test_they_do_what_threadings_do() -> None:
+    lock, reentrant = Lock(), RLock()
+    with lock as taken:
+        assert taken is True
+        assert lock.locked()
+        assert not lock.acquire(blocking=False)
+        assert not is_free(lock)
+    assert not lock.locked()
+    with reentrant as taken, reentrant:
+        assert taken
+        assert reentrant.acquire(blocking=False)
+        reentrant.release()
+        assert not is_free(reentrant)
+    assert is_free(reentrant)
+    with pytest.raises(RuntimeError):
+        reentrant.release()
+    condition = threading.Condition(reentrant)
+    with reentrant:
+        assert not condition.wait(0.01)
+        condition.notify_all()
+    for one in (lock, reentrant):
+        with pytest.raises(KeyError), one:
+            raise KeyError
+        assert is_free(one)
