@@ -6,6 +6,7 @@ import asyncio
 import gc
 import pickle
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from typing import Any
@@ -251,6 +252,39 @@ def test_an_interrupt_is_told_to_nobody_but_whom_it_came_to(
         assert len(slot.idle) == pipeline.TRACKS
     for seed in range(4):
         assert_matches(session.infer(image(seed)), expected(seed), 1e-4)
+
+
+@pytest.mark.parametrize("ending", ["land", "abandon"])
+def test_whoever_takes_over_from_an_interrupted_thread_has_the_context(
+    session: Session, ending: str
+) -> None:
+    """A flight that another thread waits for may be left to its owner after all."""
+    waits, go_on = threading.Event(), threading.Event()
+    patched = pytest.MonkeyPatch()
+
+    def interrupt(*_: object) -> None:
+        patched.undo()
+        waits.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        raise KeyboardInterrupt
+
+    def make_way() -> None:
+        with session.device._primary.current(), pytest.raises(KeyboardInterrupt):
+            flight.make_way()
+
+    with session._record as opened, session.device._primary.current():
+        flight = opened.pipeline.submit(*session._arrange((image(7),), {}, None))
+    patched.setattr(pipeline.Track, "_wait", interrupt)
+    other = threading.Thread(target=make_way)
+    other.start()
+    assert waits.wait(PATIENCE_SECONDS)
+    threading.Timer(0.05, go_on.set).start()
+    if ending == "land":
+        assert_matches(session._land(deque([flight])), expected(7), 1e-4)
+    else:
+        session._abandon(flight)
+    other.join(PATIENCE_SECONDS)
+    assert not other.is_alive()
 
 
 def test_memory_that_results_did_not_get_is_not_counted(

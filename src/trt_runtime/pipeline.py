@@ -86,6 +86,7 @@ class Flight:
         "arrays",
         "borrowed",
         "claimed",
+        "ended",
         "error",
         "held",
         "lane",
@@ -105,7 +106,9 @@ class Flight:
         #: Other libraries' device memory, which is theirs again when the flight has ended.
         self.borrowed: Sequence[BorrowedArray] = ()
         self.results: Results | None = None
+        #: Whether a thread waits for its end, or it has ended.
         self.claimed = False
+        self.ended = False
         self.arrays: Outputs | None = None
         self.error: BaseException | None = None
 
@@ -117,6 +120,13 @@ class Flight:
                 return
             driver.event_record(track.landed, track.handle)
         driver.event_synchronize(track.landed)
+
+    def has_ended(self) -> bool:
+        """Whether it has, after the thread that waits for it, if one does."""
+        if self.claimed and not self.ended:
+            with self.track.lock:
+                pass
+        return self.ended
 
     def finish(self) -> Outputs:
         """Wait until it has ended; its results, or the error that it ended with.
@@ -507,7 +517,7 @@ class Track:
 
     def leave(self, flight: Flight) -> None:
         """The flight has ended, well or not."""
-        flight.claimed = True
+        flight.claimed = flight.ended = True
         if flight.results is not None:
             flight.results.in_flight = False
         flight.held = ()

@@ -327,13 +327,13 @@ class Session(Owned):
 
     def _land(self, flights: deque[Flight]) -> Outputs:
         flight = flights.popleft()
-        if flight.claimed:  # and perhaps closed: closing has waited for it
+        if flight.has_ended():  # and this is closed, perhaps: closing has waited for it
             return flight.finish()
         with self._record, self._primary.current():
             return flight.finish()
 
     def _abandon(self, flight: Flight) -> None:
-        with self._primary.current() if not flight.claimed else nullcontext():
+        with self._primary.current() if not flight.has_ended() else nullcontext():
             flight.finish()
 
     def input_buffers(
