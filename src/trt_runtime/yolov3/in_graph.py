@@ -48,9 +48,11 @@ FLOAT32_LAYERS = (f"{_BOXES}*",)
 
 #: TensorRT's TopK gives no more.
 _MOST_CANDIDATES = 3840
-#: How often it is looked again which boxes are hidden. A box that is hidden by one that is hidden
+#: With suppression: two indices and a few bytes are kept for every two of them.
+_MOST_SUPPRESSED = 1024
+#: How often it is looked at which boxes are hidden. A box that is hidden by one that is hidden
 #: itself takes one more look each time; in pictures that is seldom four deep.
-_STEPS = 5
+_STEPS = 4
 #: From here on the operators below have the form that they are used in.
 _OLDEST_OPSET = 13
 
@@ -98,8 +100,9 @@ def surround(
     """
     if not 0 <= nms_threshold <= 1:
         raise InputError(f"nms_threshold is from 0 to 1, not {nms_threshold}")
-    if not 1 <= candidates <= _MOST_CANDIDATES:
-        raise InputError(f"candidates are from 1 to {_MOST_CANDIDATES}, not {candidates}")
+    most = _MOST_SUPPRESSED if nms else _MOST_CANDIDATES
+    if not 1 <= candidates <= most:
+        raise InputError(f"candidates are from 1 to {most}, not {candidates}")
     count = min(candidates, _count_cells(layout))
     source, batch, opset = _check(model, layout)
     network = (layout.height, layout.width)
@@ -109,7 +112,7 @@ def surround(
     _preprocess(graph, placement, network, source)
     numbers, best = _select(graph, layout, batch, count)
     if nms:
-        _suppress(graph, layout, numbers, best, count, nms_threshold)
+        _suppress(graph, layout, numbers, best, batch, count, nms_threshold)
         outputs = [
             helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count, 6]),
             helper.make_tensor_value_info(SUPPRESSED[1], TensorProto.FLOAT, [batch, 2]),
@@ -160,6 +163,9 @@ def read_suppressed(
     nms_threshold: float = 0.5,
 ) -> list[Candidates]:
     """The boxes of each image that stay and whose score is at least ``threshold``, best first.
+
+    Of boxes with the same score that of the higher objectness is the better one here; `suppress`
+    of `decode`'s boxes goes by the heads' order then.
 
     Parameters
     ----------
@@ -387,26 +393,39 @@ def _taken(graph: _Graph, values: str, where: str, batch: int, width: int) -> st
 
 
 def _suppress(
-    graph: _Graph, layout: Layout, numbers: str, cells: str, count: int, nms_threshold: float
+    graph: _Graph,
+    layout: Layout,
+    numbers: str,
+    cells: str,
+    batch: int,
+    count: int,
+    nms_threshold: float,
 ) -> None:
     """The boxes, and which of those that overlap stay."""
+    # TensorRT fuses all of `_select` with what reads its results, and gives it one precision then.
+    # It does not fuse a pooling layer with either.
+    shape = [batch, count, 5 + len(layout.names)]
+    image = graph.node("Reshape", [numbers, graph.constant([batch, 1, *shape[1:]])])
+    image = graph.node("MaxPool", [image], kernel_shape=[1, 1])
+    numbers = graph.node("Reshape", [image, graph.constant(shape)])
+
     graph.prefix = _BOXES
-    corners, scores, classes = _boxes(graph, layout, numbers, cells)
-    hides = _hides(graph, corners, scores, classes, cells, count, nms_threshold)
-    stays, unsettled = _settle(graph, hides, count)
+    boxes = _boxes(graph, layout, numbers, cells)
+    stays, unsettled = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
     # 1 becomes 1 and 0 becomes -1.
     sign = graph.node("Add", [stays, stays])
     sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
-    signed = graph.node("Mul", [scores, sign])
-    graph.node("Concat", [*corners, signed, classes], SUPPRESSED[0], axis=2)
+    signed = graph.node("Mul", [graph.part(boxes, 4, 5), sign])
+    parts = [graph.part(boxes, 0, 4), signed, graph.part(boxes, 5, 6)]
+    graph.node("Concat", parts, SUPPRESSED[0], axis=2)
     last = graph.node("Slice", [numbers, *map(graph.constant, ([-1], [count], [1]))])
     lowest = graph.node("Sigmoid", [graph.part(last, 4, 5)])
     doubts = graph.node("Concat", [lowest, unsettled], axis=2)
-    graph.node("Reshape", [doubts, graph.constant([0, 2])], SUPPRESSED[1])
+    graph.node("Reshape", [doubts, graph.constant([batch, 2])], SUPPRESSED[1])
 
 
-def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> tuple[list[str], str, str]:
-    """Left, top, right, bottom; scores; classes: each (batch, candidates, 1), as `score` does."""
+def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> str:
+    """Left, top, right, bottom, score and class, (batch, candidates, 6), as `score` makes them."""
     classes = len(layout.names)
     places = graph.node("Gather", [graph.constant(places_of(layout), np.float32), cells], axis=0)
     offsets = graph.node("Sigmoid", [graph.part(numbers, 0, 2)])
@@ -417,51 +436,40 @@ def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> tuple[lis
     sides = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
     halves = graph.node("Mul", [sides, graph.constant(0.5, np.float32)])
     ends = [graph.node(operator, [centres, halves]) for operator in ("Sub", "Add")]
-    corners = [graph.part(end, n, n + 1) for end in ends for n in range(2)]
 
     logits = graph.part(numbers, 5, 5 + classes)
     likeliest, number = graph.nodes_of("TopK", [logits, graph.constant([1])], 2, axis=2)
-    scores = graph.node(
-        "Mul",
-        [
-            graph.node("Sigmoid", [graph.part(numbers, 4, 5)]),
-            graph.node("Sigmoid", [likeliest]),
-        ],
-    )
-    return corners, scores, graph.node("Cast", [number], to=TensorProto.FLOAT)
+    sigmoids = [graph.node("Sigmoid", [x]) for x in (graph.part(numbers, 4, 5), likeliest)]
+    kind = graph.node("Cast", [number], to=TensorProto.FLOAT)
+    return graph.node("Concat", [*ends, graph.node("Mul", sigmoids), kind], axis=2)
 
 
-def _hides(
-    graph: _Graph,
-    corners: Sequence[str],
-    scores: str,
-    classes: str,
-    cells: str,
-    count: int,
-    nms_threshold: float,
-) -> str:
-    """1 where a box is hidden should another one stay, or 0: (batch, hidden, other)."""
+def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: float) -> str:
+    """1 where a box is hidden should another one stay, or 0: (batch, hidden, other).
 
-    def other(values: str) -> str:
-        return graph.node("Reshape", [values, graph.constant([0, 1, count])])
-
-    left, top, right, bottom = corners
-    first = [graph.node("Max", [end, other(end)]) for end in (left, top)]
-    last = [graph.node("Min", [end, other(end)]) for end in (right, bottom)]
+    Both of each pair are gathered, not broadcast: broadcast from (candidates, 1) and from its
+    reshaping (1, candidates) TensorRT 8.6.0 computes something else, and not twice the same
+    (benchmarks/results/2026-11-24-h200-parts.md).
+    """
+    pair = np.divmod(np.arange(count * count), count)
+    both = (graph.node("Gather", [boxes, graph.constant(at, np.int32)], axis=1) for at in pair)
+    one, other = ([graph.part(each, n, n + 1) for n in range(6)] for each in both)
+    first = [graph.node("Max", [one[n], other[n]]) for n in (0, 1)]
+    last = [graph.node("Min", [one[n], other[n]]) for n in (2, 3)]
     shared = _area(graph, [*first, *last])
-    area = _area(graph, corners)
-    union = graph.node("Sub", [graph.node("Add", [area, other(area)]), shared])
+    areas = graph.node("Add", [_area(graph, one[:4]), _area(graph, other[:4])])
+    union = graph.node("Sub", [areas, shared])
     limit = graph.node("Mul", [union, graph.constant(nms_threshold, np.float32)])
-    # Of equal scores the first in the heads' order is the better one.
-    order = graph.node("Reshape", [cells, graph.constant([0, count, 1])])
-    earlier = graph.node("Greater", [order, other(cells)])
-    equal = graph.node("Equal", [scores, other(scores)])
-    better = graph.node("Less", [scores, other(scores)])
-    better = graph.node("Or", [better, graph.node("And", [equal, earlier])])
-    same = graph.node("Equal", [classes, other(classes)])
     over = graph.node("Greater", [shared, limit])
-    hides = graph.node("And", [graph.node("And", [over, same]), better])
-    return graph.node("Cast", [hides], to=TensorProto.FLOAT)
+    same = graph.node("Equal", [one[5], other[5]])
+    # Of equal scores the first is the better one: that of the higher objectness.
+    later = graph.constant((pair[0] > pair[1])[:, None], np.bool_)
+    equal = graph.node("Equal", [one[4], other[4]])
+    worse = graph.node("Less", [one[4], other[4]])
+    worse = graph.node("Or", [worse, graph.node("And", [equal, later])])
+    hides = graph.node("And", [graph.node("And", [over, same]), worse])
+    hides = graph.node("Cast", [hides], to=TensorProto.FLOAT)
+    return graph.node("Reshape", [hides, graph.constant([batch, count, count])])
 
 
 def _area(graph: _Graph, corners: Sequence[str]) -> str:
