@@ -463,7 +463,8 @@ def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: flo
     over = graph.node("Greater", [shared, limit])
     same = graph.node("Equal", [one[5], other[5]])
     # Of equal scores the first is the better one: that of the higher objectness.
-    later = graph.constant((pair[0] > pair[1])[:, None], np.bool_)
+    ranks = [graph.constant(member[:, None], np.float32) for member in pair]
+    later = graph.node("Greater", ranks)
     equal = graph.node("Equal", [one[4], other[4]])
     worse = graph.node("Less", [one[4], other[4]])
     worse = graph.node("Or", [worse, graph.node("And", [equal, later])])
