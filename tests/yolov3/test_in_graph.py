@@ -28,7 +28,7 @@ from trt_runtime.yolov3.in_graph import (
     read_selected,
     read_suppressed,
 )
-from trt_runtime.yolov3.preprocess import Fit, preprocess, resize
+from trt_runtime.yolov3.preprocess import Fit, Placement, preprocess, resize
 from trt_runtime.yolov3.suppress import overlaps
 
 from ..models import make_model, reference
@@ -116,12 +116,13 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
     outputs = reference(graph, {INPUT: images})
     assert outputs["detections"].shape == (batch, 300, 6)
     found = read_suppressed(outputs, 10_000, threshold=0.3, nms_threshold=0.4)
+    placement = Placement.of((60, 100), SIZE, "letterbox")
     assert len(found) == batch
     for image, got in zip(images, found, strict=True):
         every = by_numpy(image, "letterbox", 0.3)
         want = every.suppressed(0.4)
         assert 0 < len(want.scores) < len(every.scores)
-        assert_same(got, want)
+        assert_same(Candidates(placement.to_network(got.boxes), *got[1:]), want)
 
 
 # Suppressing -------------------------------------------------------------------------------------
@@ -133,7 +134,8 @@ CLASSES = len(small.NAMES)
 def suppression(batch: int, count: int, nms_threshold: float, opset: int = 17) -> onnx.ModelProto:
     """What makes boxes of chosen cells' numbers, alone."""
     graph = _Graph(opset)
-    _suppress(graph, small.layout(), "numbers", "cells", batch, count, nms_threshold)
+    whole = Placement(SIZE, SIZE, (0, 0))
+    _suppress(graph, small.layout(), whole, "numbers", "cells", batch, count, nms_threshold)
     inputs = {
         "numbers": (TensorProto.FLOAT, [batch, count, 5 + CLASSES]),
         "cells": (TensorProto.INT64, [batch, count]),
@@ -196,6 +198,7 @@ def test_boxes_are_not_rounded_where_the_network_is() -> None:
     (want,) = read_selected(selected, places_of(small.layout()), threshold=0.3)
     outputs = reference(onnx.load_from_string(suppresses), feed)
     (got,) = read_suppressed(outputs, 10_000, threshold=0.3)
+    got = Candidates(Placement.of((216, 384), SIZE, "letterbox").to_network(got.boxes), *got[1:])
     assert len(want.scores) > 5
     assert_same(got, want.suppressed(0.5), tolerance=1e-4)
     unrounded = by_numpy(feed[INPUT][0], "letterbox", 0.3).suppressed(0.5)

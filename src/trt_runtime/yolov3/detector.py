@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from contextlib import suppress as suppressed
 from dataclasses import replace
@@ -115,6 +115,7 @@ class Detector(Owned):
         "_input",
         "_placement",
         "_places",
+        "_whole",
         "fit",
         "layout",
         "nms_threshold",
@@ -177,6 +178,8 @@ class Detector(Owned):
             self._camera = size if takes_bytes and size != network else None
             #: Of an image that is what the engine takes.
             self._placement = Placement.of(size, network, fit) if takes_bytes else None
+            #: Of boxes that are in an image's pixels already.
+            self._whole = Placement(size, size, (0, 0)) if self._camera is not None else None
             stack.pop_all()
             self._own(
                 deque(maxlen=_KEPT_INPUTS),
@@ -306,10 +309,13 @@ class Detector(Owned):
                 kept.append(group.memory)
 
     def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
+        placements: Iterable[Placement] = group.placements
+        if self._whole is not None and SUPPRESSED[0] in outputs:
+            placements = [self._whole] * len(group.placements)
         # What is left of an engine's batch was not filled by an image.
         return [
             self._place(found, placement)
-            for found, placement in zip(self._read(outputs), group.placements, strict=False)
+            for found, placement in zip(self._read(outputs), placements, strict=False)
         ]
 
     def _read(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:

@@ -37,7 +37,7 @@ INPUT = "image"
 #: (batch, candidates), counted through the heads as `decode` orders its boxes.
 SELECTED = ("candidates", "cells")
 #: The outputs with ``nms=True``, float32: (batch, candidates, 6), each box's left, top, right and
-#: bottom in the network's pixels, its score, negative if a better box hides it, and its class; and
+#: bottom in pixels of `INPUT`, its score, negative if a better box hides it, and its class; and
 #: (batch, 2), the lowest objectness that was looked at, and 1 if `_settle` did not come to an end.
 SUPPRESSED = ("detections", "doubts")
 
@@ -112,7 +112,7 @@ def surround(
     _preprocess(graph, placement, network, source)
     numbers, best = _select(graph, layout, batch, count)
     if nms:
-        _suppress(graph, layout, numbers, best, batch, count, nms_threshold)
+        _suppress(graph, layout, placement, numbers, best, batch, count, nms_threshold)
         outputs = [
             helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count, 6]),
             helper.make_tensor_value_info(SUPPRESSED[1], TensorProto.FLOAT, [batch, 2]),
@@ -281,7 +281,7 @@ def _preprocess(graph: _Graph, placement: Placement, network: tuple[int, int], t
     """From bytes, channels last, to what the network takes."""
     pixels = graph.node("Cast", [INPUT], to=TensorProto.FLOAT)
     padding: NDArray[np.floating] = np.zeros(())
-    if (placement.size, placement.offset) != (placement.image, (0, 0)):
+    if not placement.is_whole:
         # By gathering: 77 µs for a 1920x1080 image and the layers behind it, and 99 by Resize and
         # Pad (benchmarks/results/2026-11-24-h200-parts.md).
         insides = []
@@ -395,6 +395,7 @@ def _taken(graph: _Graph, values: str, where: str, batch: int, width: int) -> st
 def _suppress(
     graph: _Graph,
     layout: Layout,
+    placement: Placement,
     numbers: str,
     cells: str,
     batch: int,
@@ -410,7 +411,7 @@ def _suppress(
     numbers = graph.node("Reshape", [image, graph.constant(shape)])
 
     graph.prefix = _BOXES
-    boxes = _boxes(graph, layout, numbers, cells)
+    boxes = _boxes(graph, layout, placement, numbers, cells)
     stays, unsettled = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
     # 1 becomes 1 and 0 becomes -1.
     sign = graph.node("Add", [stays, stays])
@@ -424,7 +425,7 @@ def _suppress(
     graph.node("Reshape", [doubts, graph.constant([batch, 2])], SUPPRESSED[1])
 
 
-def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> str:
+def _boxes(graph: _Graph, layout: Layout, placement: Placement, numbers: str, cells: str) -> str:
     """Left, top, right, bottom, score and class, (batch, candidates, 6), as `score` makes them."""
     classes = len(layout.names)
     places = graph.node("Gather", [graph.constant(places_of(layout), np.float32), cells], axis=0)
@@ -436,6 +437,10 @@ def _boxes(graph: _Graph, layout: Layout, numbers: str, cells: str) -> str:
     sides = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
     halves = graph.node("Mul", [sides, graph.constant(0.5, np.float32)])
     ends = [graph.node(operator, [centres, halves]) for operator in ("Sub", "Add")]
+    if not placement.is_whole:
+        start = graph.constant(placement.offset[::-1], np.float32)
+        ratio = graph.constant(placement.ratio, np.float32)
+        ends = [graph.node("Mul", [graph.node("Sub", [end, start]), ratio]) for end in ends]
 
     logits = graph.part(numbers, 5, 5 + classes)
     likeliest, number = graph.nodes_of("TopK", [logits, graph.constant([1])], 2, axis=2)

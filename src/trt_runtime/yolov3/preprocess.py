@@ -69,11 +69,20 @@ class Placement:
         return cls(image, (rows, columns), ((network[0] - rows) // 2, (network[1] - columns) // 2))
 
     @cached_property
+    def is_whole(self) -> bool:
+        """Whether the image is the network's input as it is."""
+        return (self.size, self.offset) == (self.image, (0, 0))
+
+    @property
+    def ratio(self) -> tuple[float, float]:
+        """The image's pixels for each of the network's, across and down."""
+        return self.image[1] / self.size[1], self.image[0] / self.size[0]
+
+    @cached_property
     def _way_back(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Where the image begins, its pixels for each of the network's, and where it ends."""
-        (height, width), (rows, columns), (top, left) = self.image, self.size, self.offset
-        across, down = width / columns, height / rows
-        each = ((left, top), (across, down), (width, height))
+        (height, width), (top, left) = self.image, self.offset
+        each = ((left, top), self.ratio, (width, height))
         start, ratio, limits = (np.array(pair * 2, np.float32) for pair in each)
         return start, ratio, limits
 
@@ -86,8 +95,9 @@ class Placement:
             Left, top, right, bottom.
         """
         start, ratio, limits = self._way_back
-        moved = boxes - start
-        moved *= ratio
+        moved: NDArray[np.floating] = boxes.copy() if self.is_whole else boxes - start
+        if not self.is_whole:
+            moved *= ratio
         np.maximum(moved, 0, out=moved)
         np.minimum(moved, limits, out=moved)
         return moved.astype(np.float32, copy=False)
