@@ -1,5 +1,7 @@
 """From an image of a camera to boxes: NumPy before and after the engine, and both in its graph.
 
+"Suppressed" is with the boxes made and suppressed in the graph as well.
+
 python -m benchmarks.detect OUT.json [--level N] [--engines DIR] [--device host --side 96 ...]
 
 YOLOv3-608 with random weights, FP16, one decoded 1920x1080 image. For each way the whole, its
@@ -317,8 +319,11 @@ def main() -> None:
         }
         camera = (int(size[0]), int(size[1]))
         ways: dict[str, onnx.ModelProto] = {"numpy": plain}
-        ways["graph, network's size"] = in_graph.surround(plain, layout)
-        ways["graph, camera's size"] = in_graph.surround(plain, layout, image=camera)
+        for label, nms in (("graph", False), ("graph, suppressed", True)):
+            for at, image_size in (("network's size", None), ("camera's size", camera)):
+                model = in_graph.surround(plain, layout, image=image_size, nms=nms)
+                ways[f"{label}, {at}"] = model
+        exact_boxes = replace(options["config"], float32_layers=in_graph.FLOAT32_LAYERS)
         with Detector(plain, threshold=THRESHOLD, device="host") as exact:
             want = exact.detect(image)
         clock = Clock(rounds)
@@ -327,7 +332,8 @@ def main() -> None:
         for way, model in ways.items():
             began = time.perf_counter()
             is_camera = "camera" in way
-            with Detector(model, **options) as detector:
+            mine = {**options, "config": exact_boxes} if "suppressed" in way else options
+            with Detector(model, **mine) as detector:
                 figures: dict[str, Any] = {"open_s": time.perf_counter() - began}
                 found["ways"][way] = figures
                 detector.detect(image)
@@ -341,7 +347,7 @@ def main() -> None:
                 if way != "numpy":
                     figures["added"] = added_layers(detector, min(rounds, 50))
             for contexts in arguments.contexts:
-                with Detector(model, contexts=contexts, **options) as detector:
+                with Detector(model, contexts=contexts, **mine) as detector:
                     streams = stream(detector, image, arguments.count, camera=is_camera)
                     for images, per_s in streams:
                         row = {"way": way, "contexts": contexts, "images": images, "per_s": per_s}

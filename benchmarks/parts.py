@@ -2,10 +2,11 @@
 
 python -m benchmarks.parts OUT.json [--device cuda] [--only PART ...] [--check]
 
-Parts: choosing the likeliest cells of YOLOv3-608's heads, and bytes to what its first layers take,
-at the network's size and of 1920x1080. Each form is an engine of its own in float16, between the
-layers that are beside it in the network, so that forms of one part can be compared and nothing
-else. Prints microseconds of launches back to back, and those of each layer by TensorRT's profiler.
+Parts: choosing the likeliest cells of YOLOv3-608's heads, suppressing their boxes as well, and
+bytes to what its first layers take, at the network's size and of 1920x1080. Each form is an engine
+of its own in float16, between the layers that are beside it in the network, so that forms of one
+part can be compared and nothing else. Prints microseconds of launches back to back, how many of 20
+runs gave the same, and the time of each added layer by TensorRT's profiler.
 With ``--check`` onnxruntime says instead how far each form's results are from the first form's.
 """
 
@@ -16,9 +17,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -124,14 +127,42 @@ def choosing(form: Callable[..., tuple[str, str]], side: int) -> onnx.ModelProto
         constants.append(numpy_helper.from_array(kernel, f"kernel{number}"))
         nodes.append(helper.make_node("Conv", [f"x{number}", f"kernel{number}"], [head.output]))
     graph = _Graph()
-    numbers, best = form(graph, layout, 1, COUNT)
-    graph.node("Identity", [numbers], "numbers")
-    graph.node("Cast", [best], "cells", to=TensorProto.INT32)
+    names = form(graph, layout, 1, COUNT)
+    if names != in_graph.SUPPRESSED:
+        graph.node("Identity", names[:1], "numbers")
+        graph.node("Cast", names[1:], "cells", to=TensorProto.INT32)
+        names = ("numbers", "cells")
+    kinds = {"cells": TensorProto.INT32}
     outputs = [
-        helper.make_tensor_value_info("numbers", TensorProto.FLOAT, None),
-        helper.make_tensor_value_info("cells", TensorProto.INT32, None),
+        helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None)
+        for name in names
     ]
     return _model([*nodes, *graph.nodes], inputs, outputs, [*constants, *graph.constants])
+
+
+def suppressing(
+    graph: _Graph, layout: Layout, batch: int, count: int, **instead: Callable[..., Any]
+) -> tuple[str, str]:
+    """As `surround` has it; ``instead`` has other functions for those of `in_graph`."""
+    numbers, best = in_graph._select(graph, layout, batch, count)
+    whole = Placement(*[(layout.height, layout.width)] * 2, (0, 0))
+    with ExitStack() as stack:
+        for name, function in instead.items():
+            stack.enter_context(mock.patch.object(in_graph, name, function))
+        in_graph._suppress(graph, layout, whole, numbers, best, batch, count, 0.5)
+    return in_graph.SUPPRESSED
+
+
+def _not_apart(graph: _Graph, values: str, shape: Any) -> str:
+    return values
+
+
+def _broadcast(graph: _Graph, boxes: str, count: int) -> tuple[list[str], list[str], list[str]]:
+    one = [graph.part(boxes, n, n + 1) for n in range(6)]
+    across = graph.constant([0, 1, count])
+    other = [graph.node("Reshape", [column, across]) for column in one]
+    rank = np.arange(count)
+    return one, other, [graph.constant(r, np.float32) for r in (rank[:, None], rank[None])]
 
 
 # Preprocessing -----------------------------------------------------------------------------------
@@ -268,6 +299,12 @@ def _model(
 
 #: Forms by part; the first is what `surround` makes.
 FORMS: dict[str, dict[str, Callable[..., Any]]] = {
+    "suppressing": {
+        "pairs gathered, apart from choosing": suppressing,
+        "pairs gathered, not apart": partial(suppressing, _apart=_not_apart),
+        "pairs broadcast, apart": partial(suppressing, _pairs=_broadcast),
+        "pairs broadcast, not apart": partial(suppressing, _apart=_not_apart, _pairs=_broadcast),
+    },
     "choosing": {
         "groups, then cells": in_graph._select,
         "numbers from each head": head_by_head,
@@ -292,7 +329,7 @@ FORMS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 def model_of(part: str, form: Callable[..., Any], side: int) -> onnx.ModelProto:
-    if part == "choosing":
+    if part in ("choosing", "suppressing"):
         return choosing(form, side)
     return preprocessing(form, side, CAMERA if part.startswith("camera") else (side, side))
 
@@ -306,7 +343,9 @@ def _feed(name: str, shape: list[int], is_bytes: bool) -> np.ndarray:
 
 def measure(model: onnx.ModelProto, device: Device, level: int) -> dict[str, Any]:
     precision = "fp16" if device.kind == "cuda" else "fp32"
-    config = BuildConfig(precision=precision, optimization_level=level)
+    suppresses = model.graph.output[0].name in in_graph.SUPPRESSED
+    layers = in_graph.FLOAT32_LAYERS if suppresses else ()
+    config = BuildConfig(precision=precision, optimization_level=level, float32_layers=layers)
     with Engine.build(model, config, device=device) as engine:
         with Session(engine) as session:
             profile = session.profile(runs=50)
@@ -323,10 +362,18 @@ def measure(model: onnx.ModelProto, device: Device, level: int) -> dict[str, Any
         began = time.perf_counter()
         back_to_back(lane, LAUNCHES)
         times.append((time.perf_counter() - began) / LAUNCHES * 1e6)
+    results = [_after(lane) for _ in range(20)]
+    same = sum(all(map(np.array_equal, r, results[0])) for r in results)
     lane.close()
     raw.close()
     layers = [(layer.name, layer.ms * 1e3) for layer in profile.layers]
-    return {"us": statistics.median(times), "minimum_us": min(times), "layers_us": layers}
+    found = {"us": statistics.median(times), "minimum_us": min(times), "layers_us": layers}
+    return {**found, "same": same}
+
+
+def _after(lane: Lane) -> list[np.ndarray]:
+    lane.pinned()
+    return list(lane.results().values())
 
 
 def results(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -338,8 +385,8 @@ def results(model: onnx.ModelProto) -> list[np.ndarray]:
     )
     feed = {i.name: _feed(i.name, i.shape, "uint8" in i.type) for i in session.get_inputs()}
     first, *cells = session.run(None, feed)
-    if not cells:
-        return [first]
+    if not cells or session.get_outputs()[0].name in in_graph.SUPPRESSED:
+        return [first, *cells]
     order = np.argsort(cells[0].ravel())
     return [first.reshape(order.size, -1)[order], cells[0].ravel()[order]]
 
@@ -375,12 +422,14 @@ def main() -> None:
     with Device(arguments.device) as device:
         print(f"{device.name}, {device.platform.tensorrt().version}")
         for part in arguments.only:
-            print(f"\n| {part} | µs, median | minimum | of which added layers |\n|---|---|---|---|")
+            print(f"\n| {part} | µs, median | minimum | the same, of 20 | added layers |")
+            print("|---|---|---|---|---|")
             for name, form in FORMS[part].items():
                 model = model_of(part, form, arguments.side)
                 found[f"{part}: {name}"] = ms = measure(model, device, arguments.level)
                 added = " + ".join(f"{us:.0f}" for at, us in ms["layers_us"] if "trt_runtime" in at)
-                print(f"| {name} | {ms['us']:.1f} | {ms['minimum_us']:.1f} | {added} |", flush=True)
+                times = f"{ms['us']:.1f} | {ms['minimum_us']:.1f}"
+                print(f"| {name} | {times} | {ms['same']} | {added} |", flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=1))
 

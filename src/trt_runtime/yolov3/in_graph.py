@@ -403,13 +403,7 @@ def _suppress(
     nms_threshold: float,
 ) -> None:
     """The boxes, and which of those that overlap stay."""
-    # TensorRT fuses all of `_select` with what reads its results, and gives it one precision then.
-    # It does not fuse a pooling layer with either.
-    shape = [batch, count, 5 + len(layout.names)]
-    image = graph.node("Reshape", [numbers, graph.constant([batch, 1, *shape[1:]])])
-    image = graph.node("MaxPool", [image], kernel_shape=[1, 1])
-    numbers = graph.node("Reshape", [image, graph.constant(shape)])
-
+    numbers = _apart(graph, numbers, [batch, count, 5 + len(layout.names)])
     graph.prefix = _BOXES
     boxes = _boxes(graph, layout, placement, numbers, cells)
     stays, unsettled = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
@@ -423,6 +417,19 @@ def _suppress(
     lowest = graph.node("Sigmoid", [graph.part(last, 4, 5)])
     doubts = graph.node("Concat", [lowest, unsettled], axis=2)
     graph.node("Reshape", [doubts, graph.constant([batch, 2])], SUPPRESSED[1])
+
+
+def _apart(graph: _Graph, values: str, shape: Sequence[int]) -> str:
+    """The same values, which TensorRT makes before it begins with what reads them.
+
+    It fuses everything else here, and gives all of it one precision then: the selection, too, and
+    the heads' convolutions would be in float32. A pooling layer it leaves alone (62 µs for both
+    parts and the heads, not 72; benchmarks/results/2026-11-24-h200-parts.md).
+    """
+    batch, *rest = shape
+    image = graph.node("Reshape", [values, graph.constant([batch, 1, *rest])])
+    image = graph.node("MaxPool", [image], kernel_shape=[1, 1])
+    return graph.node("Reshape", [image, graph.constant(shape)])
 
 
 def _boxes(graph: _Graph, layout: Layout, placement: Placement, numbers: str, cells: str) -> str:
@@ -450,15 +457,8 @@ def _boxes(graph: _Graph, layout: Layout, placement: Placement, numbers: str, ce
 
 
 def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: float) -> str:
-    """1 where a box is hidden should another one stay, or 0: (batch, hidden, other).
-
-    Both of each pair are gathered, not broadcast: broadcast from (candidates, 1) and from its
-    reshaping (1, candidates) TensorRT 8.6.0 computes something else, and not twice the same
-    (benchmarks/results/2026-11-24-h200-parts.md).
-    """
-    pair = np.divmod(np.arange(count * count), count)
-    both = (graph.node("Gather", [boxes, graph.constant(at, np.int32)], axis=1) for at in pair)
-    one, other = ([graph.part(each, n, n + 1) for n in range(6)] for each in both)
+    """1 where a box is hidden should another one stay, or 0: (batch, hidden, other)."""
+    one, other, ranks = _pairs(graph, boxes, count)
     first = [graph.node("Max", [one[n], other[n]]) for n in (0, 1)]
     last = [graph.node("Min", [one[n], other[n]]) for n in (2, 3)]
     shared = _area(graph, [*first, *last])
@@ -468,7 +468,6 @@ def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: flo
     over = graph.node("Greater", [shared, limit])
     same = graph.node("Equal", [one[5], other[5]])
     # Of equal scores the first is the better one: that of the higher objectness.
-    ranks = [graph.constant(member[:, None], np.float32) for member in pair]
     later = graph.node("Greater", ranks)
     equal = graph.node("Equal", [one[4], other[4]])
     worse = graph.node("Less", [one[4], other[4]])
@@ -476,6 +475,18 @@ def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: flo
     hides = graph.node("And", [graph.node("And", [over, same]), worse])
     hides = graph.node("Cast", [hides], to=TensorProto.FLOAT)
     return graph.node("Reshape", [hides, graph.constant([batch, count, count])])
+
+
+def _pairs(graph: _Graph, boxes: str, count: int) -> tuple[list[str], list[str], list[str]]:
+    """Each box with each: the columns of both, (batch, pairs, 1), and their ranks.
+
+    Gathered, not broadcast: from (candidates, 1) and its reshaping (1, candidates) TensorRT 8.6.0
+    computes something else, and not twice the same (benchmarks/results/2026-11-24-h200-parts.md).
+    """
+    pair = np.divmod(np.arange(count * count), count)
+    both = [graph.node("Gather", [boxes, graph.constant(at, np.int32)], axis=1) for at in pair]
+    one, other = ([graph.part(each, n, n + 1) for n in range(6)] for each in both)
+    return one, other, [graph.constant(rank[:, None], np.float32) for rank in pair]
 
 
 def _area(graph: _Graph, corners: Sequence[str]) -> str:
