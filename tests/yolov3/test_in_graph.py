@@ -114,7 +114,8 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
     )
     images = np.stack([small.image(seed=seed) for seed in range(batch)])
     outputs = reference(graph, {INPUT: images})
-    assert outputs["detections"].shape == (batch, 300, 6)
+    assert outputs["detections"].shape == (batch, 301, 6)
+    assert (outputs["detections"][:, -1, 4] < 0).all()
     found = read_suppressed(outputs, 10_000, threshold=0.3, nms_threshold=0.4)
     placement = Placement.of((60, 100), SIZE, "letterbox")
     assert len(found) == batch
@@ -140,8 +141,7 @@ def suppression(batch: int, count: int, nms_threshold: float, opset: int = 17) -
         "numbers": (TensorProto.FLOAT, [batch, count, 5 + CLASSES]),
         "cells": (TensorProto.INT64, [batch, count]),
     }
-    shapes = ([batch, count, 6], [batch, 2])
-    outputs = {n: (TensorProto.FLOAT, s) for n, s in zip(SUPPRESSED, shapes, strict=True)}
+    outputs = {SUPPRESSED[0]: (TensorProto.FLOAT, [batch, count + 1, 6])}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.constants}
     return make_model(graph.nodes, inputs, outputs, constants, opset=opset)
 
@@ -226,7 +226,7 @@ def test_boxes_in_a_row_hide_every_second_one(length: int, opset: int) -> None:
     assert len(want.scores) == -(-length // 2)
     np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6)
     np.testing.assert_allclose(got.boxes, want.boxes, atol=1e-3)
-    assert bool(outputs["doubts"][0, 1]) == (length > _STEPS)
+    assert bool(outputs["detections"][0, -1, 1]) == (length > _STEPS)
 
 
 # Choosing ----------------------------------------------------------------------------------------
@@ -335,7 +335,8 @@ def test_too_few_candidates_are_reported(
     outputs["candidates"][0, 3, 4] = -5
     read_selected(outputs, places, threshold=0.5)
     assert not caplog.text
-    suppressed = {"detections": np.zeros((1, 4, 6)), "doubts": np.array([[0.5, 0]])}
+    suppressed = {"detections": np.zeros((1, 5, 6))}
+    suppressed["detections"][0, -1, :2] = 0.5, 0
     with caplog.at_level(logging.WARNING, "trt_runtime"):
         read_suppressed(suppressed, 5, threshold=0.5)
     assert "all of the 4 candidates" in caplog.text

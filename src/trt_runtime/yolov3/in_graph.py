@@ -36,10 +36,11 @@ INPUT = "image"
 #: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
 #: (batch, candidates), counted through the heads as `decode` orders its boxes.
 SELECTED = ("candidates", "cells")
-#: The outputs with ``nms=True``, float32: (batch, candidates, 6), each box's left, top, right and
-#: bottom in pixels of `INPUT`, its score, negative if a better box hides it, and its class; and
-#: (batch, 2), the lowest objectness that was looked at, and 1 if `_settle` did not come to an end.
-SUPPRESSED = ("detections", "doubts")
+#: The output with ``nms=True``, float32 (batch, candidates + 1, 6): each box's left, top, right and
+#: bottom in pixels of `INPUT`, its score, negative if a better box hides it, and its class. The
+#: last row is about the others: the lowest objectness that was looked at, 1 if `_settle` did not
+#: come to an end, and a negative score.
+SUPPRESSED = ("detections",)
 
 _PREFIX = "trt_runtime/"
 _BOXES = f"{_PREFIX}boxes/"
@@ -114,8 +115,7 @@ def surround(
     if nms:
         _suppress(graph, layout, placement, numbers, best, batch, count, nms_threshold)
         outputs = [
-            helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count, 6]),
-            helper.make_tensor_value_info(SUPPRESSED[1], TensorProto.FLOAT, [batch, 2]),
+            helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count + 1, 6])
         ]
     else:
         graph.node("Identity", [numbers], SELECTED[0])
@@ -179,8 +179,9 @@ def read_suppressed(
         What the graph was made with.
     """
     found = []
-    for rows, doubts in zip(*(outputs[name] for name in SUPPRESSED), strict=True):
-        lowest, unsettled = doubts.tolist()
+    for rows in outputs[SUPPRESSED[0]]:
+        lowest, unsettled = rows[-1, :2].tolist()
+        rows = rows[:-1]
         if lowest >= threshold and len(rows) < cells:
             _warn_of_missing(len(rows))
         scores = np.abs(rows[:, 4]) if unsettled else rows[:, 4]
@@ -412,11 +413,11 @@ def _suppress(
     sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
     signed = graph.node("Mul", [graph.part(boxes, 4, 5), sign])
     parts = [graph.part(boxes, 0, 4), signed, graph.part(boxes, 5, 6)]
-    graph.node("Concat", parts, SUPPRESSED[0], axis=2)
-    last = graph.node("Slice", [numbers, *map(graph.constant, ([-1], [count], [1]))])
-    lowest = graph.node("Sigmoid", [graph.part(last, 4, 5)])
-    doubts = graph.node("Concat", [lowest, unsettled], axis=2)
-    graph.node("Reshape", [doubts, graph.constant([batch, 2])], SUPPRESSED[1])
+    rows = graph.node("Concat", parts, axis=2)
+    least = graph.node("Sigmoid", [graph.part(graph.part(numbers, -1, count, 1), 4, 5)])
+    rest = graph.constant(np.tile([0, 0, -1, 0], (batch, 1, 1)), np.float32)
+    about = graph.node("Concat", [least, unsettled, rest], axis=2)
+    graph.node("Concat", [rows, about], SUPPRESSED[0], axis=1)
 
 
 def _apart(graph: _Graph, values: str, shape: Sequence[int]) -> str:
