@@ -144,6 +144,33 @@ def test_results_are_plain_writable_arrays_that_pickle(session: Session) -> None
     assert_matches(session.infer(image(1)), expected(1), 1e-4)
 
 
+def test_results_outlive_their_session_and_are_freed(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BRIEF_BYTES", 0)  # lent, not copied
+    kind = type(device._driver)
+    alloc, free = kind.mem_host_alloc, kind.mem_host_free
+    blocks: set[int] = set()
+
+    def noted(self: Any, nbytes: int) -> int:
+        blocks.add(address := alloc(self, nbytes))
+        return address
+
+    def forgotten(self: Any, address: int) -> None:
+        free(self, address)
+        blocks.remove(address)
+
+    monkeypatch.setattr(kind, "mem_host_alloc", noted)
+    monkeypatch.setattr(kind, "mem_host_free", forgotten)
+    with open_engine(device, static()) as engine, Session(engine) as session:
+        kept = [session.infer(image(seed)) for seed in range(20)]
+    assert len(blocks) == len(kept)
+    for seed, results in enumerate(kept):
+        assert_matches(results, expected(seed), 1e-2)
+    del results, kept
+    assert not blocks
+
+
 def test_results_outlive_the_session_and_the_device() -> None:
     platform = HostPlatform()
     with Device(platform) as device, Session(static().model, device=device) as session:

@@ -71,14 +71,15 @@ class Detector(Owned):
     threshold : float
         The score that a box must have, from 0 to 1.
     nms_threshold : float
-        The intersection over union above which the worse of two boxes of one class is dropped.
+        The intersection over union above which the worse of two boxes of one class is dropped. For
+        an engine that suppresses in its graph: as it was built.
     fit : {"letterbox", "stretch"}
         Whether images keep their aspect ratio in the network's input. For an engine that resizes
         in its graph: as it was built.
     in_graph : bool or "nms"
         Whether preprocessing and decoding become a part of the engine: bytes go in and a few boxes
-        come out, see `surround`; with "nms" suppression as well. An engine that was built so is
-        recognised.
+        come out, see `surround`; with "nms" suppression as well, which leaves Python the least to
+        do. An engine that was built so is recognised.
     image_size : tuple of int, optional
         Height and width of every image, for ``in_graph``: the engine resizes as well. Without it
         images of any size are resized here.

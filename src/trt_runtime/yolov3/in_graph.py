@@ -424,8 +424,8 @@ def _apart(graph: _Graph, values: str, shape: Sequence[int]) -> str:
     """The same values, which TensorRT makes before it begins with what reads them.
 
     It fuses everything else here, and gives all of it one precision then: the selection, too, and
-    the heads' convolutions would be in float32. A pooling layer it leaves alone (62 µs for both
-    parts and the heads, not 72; benchmarks/results/2026-11-24-h200-parts.md).
+    the heads' convolutions would be in float32. A pooling layer it leaves alone (61 µs for both
+    parts and the heads, not 75; benchmarks/results/2026-11-24-h200-parts.md).
     """
     batch, *rest = shape
     image = graph.node("Reshape", [values, graph.constant([batch, 1, *rest])])
