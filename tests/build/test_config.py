@@ -114,6 +114,8 @@ def test_the_order_of_a_mapping_and_of_sources_means_nothing() -> None:
         ({"embed_lean_runtime": False}, "add version_compatible=True"),
         ({"gpu_fallback": True}, "add dla_core=0"),
         ({"reduced_io": True}, "use io_types to choose one by one"),
+        ({"float32_layers": "a*"}, "float32_layers must be a sequence of texts"),
+        ({"float32_layers": ("a",), "precision": "as-typed"}, "leave float32_layers out"),
     ],
     ids=str,
 )

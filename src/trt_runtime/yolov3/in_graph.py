@@ -51,8 +51,8 @@ FLOAT32_LAYERS = (f"{_BOXES}*",)
 _MOST_CANDIDATES = 3840
 #: With suppression: two indices and a few bytes are kept for every two of them.
 _MOST_SUPPRESSED = 1024
-#: How often it is looked at which boxes are hidden. A box that is hidden by one that is hidden
-#: itself takes one more look each time; in pictures that is seldom four deep.
+#: How often it is looked at which boxes are hidden: once more for each that is hidden by one that
+#: is hidden itself, and so on. Where that does not settle it, the host does.
 _STEPS = 4
 #: From here on the operators below have the form that they are used in.
 _OLDEST_OPSET = 13

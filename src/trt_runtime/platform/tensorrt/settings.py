@@ -313,12 +313,15 @@ def apply_to_layers(
             continue
         inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-        if not any(tensor is not None and tensor.dtype == wide for tensor in (*inputs, *outputs)):
-            continue  # shapes and indices, which have no other type
-        layer.precision = wide
-        for index, tensor in enumerate(outputs):
-            if tensor.dtype == wide:
-                layer.set_output_type(index, wide)
+        # One that is optional may be None.
+        from_wide, to_wide = (
+            [n for n, tensor in enumerate(side) if tensor is not None and tensor.dtype == wide]
+            for side in (inputs, outputs)
+        )
+        if from_wide or to_wide:  # and not shapes and indices alone, which have no other type
+            layer.precision = wide
+        for index in to_wide:
+            layer.set_output_type(index, wide)
     settings.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
