@@ -1,12 +1,11 @@
 """From an image of a camera to boxes: NumPy before and after the engine, and both in its graph.
 
-"Suppressed" is with the boxes made and suppressed in the graph as well.
-
 python -m benchmarks.detect OUT.json [--level N] [--engines DIR] [--device host --side 96 ...]
 
 YOLOv3-608 with random weights, FP16, one decoded 1920x1080 image. For each way the whole, its
 parts, and its ratio to F: one CUDA graph of copy, compute and copy of the plain float network on
-page-locked memory, and a synchronisation. Then images in a second with `Detector.detect_many`.
+page-locked memory, and a synchronisation; "suppressed" is with the boxes made and suppressed in the
+graph as well. Then images in a second with `Detector.detect_many`.
 Prints a table and writes everything measured. ``--device host`` tries it without a GPU, on any
 network and image size; timings of that mean nothing.
 """

@@ -115,7 +115,7 @@ def _rows(graph: _Graph, flat: str, table: np.ndarray, best: str) -> str:
     return graph.node("Gather", [every, where], axis=0)
 
 
-def choosing(form: Callable[..., tuple[str, str]], side: int) -> onnx.ModelProto:
+def choosing(form: Callable[..., tuple[str, ...]], side: int) -> onnx.ModelProto:
     """Each head's last convolution, and what comes behind them."""
     layout = Layout.of(Network.parse(yolov3(side)))
     rng = np.random.default_rng(1)
@@ -142,7 +142,7 @@ def choosing(form: Callable[..., tuple[str, str]], side: int) -> onnx.ModelProto
 
 def suppressing(
     graph: _Graph, layout: Layout, batch: int, count: int, **instead: Callable[..., Any]
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     """As `surround` has it; ``instead`` has other functions for those of `in_graph`."""
     numbers, best = in_graph._select(graph, layout, batch, count)
     whole = Placement(*[(layout.height, layout.width)] * 2, (0, 0))
@@ -362,13 +362,16 @@ def measure(model: onnx.ModelProto, device: Device, level: int) -> dict[str, Any
         began = time.perf_counter()
         back_to_back(lane, LAUNCHES)
         times.append((time.perf_counter() - began) / LAUNCHES * 1e6)
-    results = [_after(lane) for _ in range(20)]
-    same = sum(all(map(np.array_equal, r, results[0])) for r in results)
+    after = [_after(lane) for _ in range(20)]
     lane.close()
     raw.close()
     layers = [(layer.name, layer.ms * 1e3) for layer in profile.layers]
-    found = {"us": statistics.median(times), "minimum_us": min(times), "layers_us": layers}
-    return {**found, "same": same}
+    return {
+        "us": statistics.median(times),
+        "minimum_us": min(times),
+        "same": sum(all(map(np.array_equal, arrays, after[0])) for arrays in after),
+        "layers_us": layers,
+    }
 
 
 def _after(lane: Lane) -> list[np.ndarray]:
@@ -385,8 +388,8 @@ def results(model: onnx.ModelProto) -> list[np.ndarray]:
     )
     feed = {i.name: _feed(i.name, i.shape, "uint8" in i.type) for i in session.get_inputs()}
     first, *cells = session.run(None, feed)
-    if not cells or session.get_outputs()[0].name in in_graph.SUPPRESSED:
-        return [first, *cells]
+    if not cells:
+        return [first]
     order = np.argsort(cells[0].ravel())
     return [first.reshape(order.size, -1)[order], cells[0].ravel()[order]]
 

@@ -25,14 +25,15 @@ if TYPE_CHECKING or sys.version_info < (3, 14):
 else:
     import _thread
 
+    def _enter(self):
+        for taken in iter(self.acquire, None):
+            return taken
+
     class RLock(_thread.RLock):
         """As `threading.RLock`."""
 
         __slots__ = ()
-
-        def __enter__(self):
-            for taken in iter(self.acquire, None):
-                return taken
+        __enter__ = _enter
 
     class Lock:
         """As `threading.Lock`."""
@@ -44,6 +45,4 @@ else:
             self.acquire, self.release, self.locked = lock.acquire, lock.release, lock.locked
             self.__exit__ = lock.__exit__
 
-        def __enter__(self):
-            for taken in iter(self.acquire, None):
-                return taken
+        __enter__ = _enter

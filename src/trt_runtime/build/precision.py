@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,10 +156,7 @@ def with_io_types(
 
 def matching(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether a name is one of those that the patterns, of `fnmatch`, are for."""
-    if not patterns:
-        return lambda name: False
-    matches = re.compile("|".join(map(translate, patterns))).match
-    return lambda name: matches(name) is not None
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_names(model: bytes, patterns: Sequence[str]) -> None:

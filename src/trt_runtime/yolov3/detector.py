@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from contextlib import suppress as suppressed
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -36,6 +35,7 @@ from .in_graph import (
 )
 from .layout import Layout, read_names
 from .preprocess import Fit, Placement, preprocess, resize
+from .suppress import check_nms_threshold
 
 StrPath = str | os.PathLike[str]
 
@@ -146,8 +146,7 @@ class Detector(Owned):
         **session: Any,
     ) -> None:
         lowest_logit(threshold)
-        if not 0 <= nms_threshold <= 1:
-            raise InputError(f"nms_threshold is from 0 to 1, not {nms_threshold}")
+        check_nms_threshold(nms_threshold)
         if image_size is not None and not in_graph:
             raise InputError("image_size is for in_graph=True: otherwise an image has any size")
         model, self.layout = _read(model, cfg, names, batch)
@@ -306,7 +305,7 @@ class Detector(Owned):
     def _keep(self, group: _Group) -> None:
         """Another call may have the group's memory."""
         if group.memory is not None:
-            with suppressed(ClosedError), self._record as kept:
+            with suppress(ClosedError), self._record as kept:
                 kept.append(group.memory)
 
     def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:

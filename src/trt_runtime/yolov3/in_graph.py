@@ -28,6 +28,7 @@ from ..errors import InputError, ModelError
 from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_of, score
 from .layout import Layout
 from .preprocess import PADDING, Fit, Placement, neighbours
+from .suppress import check_nms_threshold
 
 logger = logging.getLogger("trt_runtime")
 
@@ -80,8 +81,8 @@ def surround(
         the network's size.
     fit : {"letterbox", "stretch"}
     candidates : int
-        How many cells are looked at: those of the highest objectness. If more of them pass the
-        threshold, boxes are missing, and `read_selected` says so in the log.
+        How many cells are looked at, up to 3840, and 1024 with ``nms``: those of the highest
+        objectness. If more of them pass the threshold, boxes are missing, and the log says so.
     nms : bool
         Whether the boxes are made and suppressed in the graph as well. Where TensorRT may compute
         in fewer bits, `FLOAT32_LAYERS` belong into the `BuildConfig`; `Detector` sees to that.
@@ -99,8 +100,7 @@ def surround(
     InputError
         The model is not as above, or an argument is out of its range.
     """
-    if not 0 <= nms_threshold <= 1:
-        raise InputError(f"nms_threshold is from 0 to 1, not {nms_threshold}")
+    check_nms_threshold(nms_threshold)
     most = _MOST_SUPPRESSED if nms else _MOST_CANDIDATES
     if not 1 <= candidates <= most:
         raise InputError(f"candidates are from 1 to {most}, not {candidates}")

@@ -95,10 +95,8 @@ class Placement:
             Left, top, right, bottom.
         """
         start, ratio, limits = self._way_back
-        moved: NDArray[np.floating] = boxes.copy() if self.is_whole else boxes - start
-        if not self.is_whole:
-            moved *= ratio
-        np.maximum(moved, 0, out=moved)
+        moved: NDArray[np.floating] = boxes if self.is_whole else (boxes - start) * ratio
+        moved = np.maximum(moved, 0)
         np.minimum(moved, limits, out=moved)
         return moved.astype(np.float32, copy=False)
 

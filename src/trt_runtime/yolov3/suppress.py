@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+
 #: Boxes that are compared at a time, which bounds the memory: half a million values.
 _BLOCK = 256
 #: Every two of them, worse and better: those of the first n boxes are the first n * (n - 1) / 2.
 _WORSE, _BETTER = np.tril_indices(_BLOCK, -1)
+
+
+def check_nms_threshold(nms_threshold: float) -> None:
+    """Raise `InputError` unless it is an intersection over union."""
+    if not 0 <= nms_threshold <= 1:
+        raise InputError(f"nms_threshold is from 0 to 1, not {nms_threshold}")
 
 
 def suppress(

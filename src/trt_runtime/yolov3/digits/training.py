@@ -31,11 +31,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..cfg import Convolutional, MaxPool, Network, Route, Shortcut, Upsample, Yolo
-from ..decode import Candidates, decode, places_of
+from ..decode import decode, places_of
 from ..evaluation import Evaluation, evaluate
 from ..layout import Layout
 from ..preprocess import PADDING
-from ..suppress import suppress
 from ..weights import EPSILON, ConvolutionWeights, Weights, write_weights
 from .scenes import MOST_DIGITS, SIDE, Scene, draw_scene, held_out_scenes, load_digits
 
@@ -586,9 +585,7 @@ def measure(
             batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
             outputs = {name: _array(output) for name, output in model(batch).items()}
             for candidates in decode(outputs, layout, threshold=EVALUATION_THRESHOLD):
-                best = suppress(*candidates, 0.5)
-                boxes, scores, kinds = candidates
-                found.append(Candidates(boxes[best], scores[best], kinds[best]))
+                found.append(candidates.suppressed(0.5))
     return evaluate(found, scenes, classes=len(layout.names))
 
 
