@@ -393,10 +393,13 @@ class BindingSet(Owned, Mapping[str, Binding]):
                 self._retire(memory, pinned)
 
     def _download(self, stream: int, targets: Sequence[int] | None = None) -> None:
-        """Enqueue the copies from the device, to the host sides or to these addresses."""
+        """Enqueue the copies from the device, to the host sides or to these addresses.
+
+        A target of 0 stands for an output that needs no copy.
+        """
         copy = self._primary.driver.memcpy_dtoh_async
         for target, binding in zip(targets or _pinned(self._outputs), self._outputs, strict=True):
-            if binding._device is not None and binding.nbytes:
+            if target and binding._device is not None and binding.nbytes:
                 copy(target, binding._device.address, binding.nbytes, stream)
 
     def _retire(self, memory: _Memory, block: PinnedBlock | None) -> None:

@@ -410,6 +410,13 @@ class ExecutionContext(Owned):
             bindings._bind(state.plan_context)
             self._bound = bindings._record
 
+    def _redirect(self, state: _State, addresses: Mapping[str, int]) -> None:
+        """Write these outputs elsewhere, until the next run is prepared."""
+        if addresses:
+            self._bound = None
+        for name, address in addresses.items():
+            state.plan_context.set_address(name, address)
+
     def _configure(self, state: _State, bindings: BindingSet) -> None:
         """Make the context's profile, shapes and shape values those of ``bindings``."""
         self._bound = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ class CudaGraph(Owned):
     def __init__(self, context: ExecutionContext, bindings: BindingSet, stream: Stream) -> None:
         if bindings.context is not context:
             raise InputError("the binding set was made for another context")
-        self._open(context, bindings, stream, bindings._upload, bindings._download)
+        self._open(context, bindings, stream, bindings._upload, bindings._download, {})
 
     @classmethod
     def _around(
@@ -52,13 +52,16 @@ class CudaGraph(Owned):
         stream: Stream,
         before: Callable[[int], None],
         after: Callable[[int], None],
+        *,
+        elsewhere: Mapping[str, int] | None = None,
     ) -> CudaGraph:
         """A graph of an inference with other copies than the set's own around it.
 
-        The context may be another one of the engine than the binding set's.
+        The context may be another one of the engine than the binding set's. Outputs of which
+        ``elsewhere`` has an address are written there, not to the set's memory.
         """
         self = cls.__new__(cls)
-        self._open(context, bindings, stream, before, after)
+        self._open(context, bindings, stream, before, after, elsewhere or {})
         return self
 
     def _open(
@@ -68,6 +71,7 @@ class CudaGraph(Owned):
         stream: Stream,
         before: Callable[[int], None],
         after: Callable[[int], None],
+        elsewhere: Mapping[str, int],
     ) -> None:
         unknown = [binding.name for binding in bindings.values() if binding.data_dependent]
         if unknown:
@@ -86,7 +90,7 @@ class CudaGraph(Owned):
                 primary.release(last_use.wait, lambda: driver.graph_exec_destroy(executable))
 
             graph = primary.create(
-                lambda: self._capture(stream, before, after), driver.graph_destroy
+                lambda: self._capture(stream, before, after, elsewhere), driver.graph_destroy
             )
             try:
                 executable = primary.create(
@@ -99,7 +103,11 @@ class CudaGraph(Owned):
             self._own(executable, destroy, parents=[context, bindings])
 
     def _capture(
-        self, stream: Stream, before: Callable[[int], None], after: Callable[[int], None]
+        self,
+        stream: Stream,
+        before: Callable[[int], None],
+        after: Callable[[int], None],
+        elsewhere: Mapping[str, int],
     ) -> int:
         context, bindings, driver = self.context, self.bindings, self._primary.driver
         with (
@@ -120,6 +128,7 @@ class CudaGraph(Owned):
                 driver.stream_begin_capture(handle)
                 try:
                     before(handle)
+                    context._redirect(state, elsewhere)
                     context._run(state, bindings, handle)
                     after(handle)
                 except BaseException as error:

@@ -12,6 +12,7 @@ current for every call but `Pipeline.close`.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from .pool import DevicePool
 from .results import Arrays, Results
 from .stream import Stream
 from .tensor import Shape, format_shape
+
+logger = logging.getLogger("trt_runtime")
 
 
 class DeviceInput(NamedTuple):
@@ -71,6 +74,10 @@ STAGED_BYTES = 256 << 10
 #: What crosses for an inference, up to which its copies are brief. Chosen, not measured: at the
 #: 50 GB/s of an H200's link it is 1.3 µs.
 BRIEF_BYTES = 64 << 10
+#: Outputs up to this size are written to page-locked memory by the engine's layers, in graphs that
+#: hold the copies as well: no copy begins when the last layer has ended (benchmarks/results/
+#: 2026-11-24-h200-parts.md).
+DIRECT_BYTES = 64 << 10
 #: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
 #: have fewer steps, are faster (the same file, by benchmarks/overlap.py: with six, 1.011 against
 #: 1.001 of a loop by hand; with three, 1.026 against 1.053).
@@ -90,6 +97,7 @@ class Flight:
         "error",
         "held",
         "lane",
+        "meanwhile",
         "results",
         "serial",
         "targets",
@@ -106,6 +114,8 @@ class Flight:
         #: Other libraries' device memory, which is theirs again when the flight has ended.
         self.borrowed: Sequence[BorrowedArray] = ()
         self.results: Results | None = None
+        #: What to do while waiting, by whoever would only ask otherwise.
+        self.meanwhile: Callable[[], object] | None = None
         #: Whether a thread waits for its end, or it has ended.
         self.claimed = False
         self.ended = False
@@ -180,6 +190,7 @@ class Lane:
 
     __slots__ = (
         "_context",
+        "_direct",
         "_feeds",
         "_graph_context",
         "_graphs",
@@ -221,6 +232,10 @@ class Lane:
             if feed.in_graph:
                 self._make_staging(feed)
                 self._staged[feed.index] = _pinned(feed.binding).address
+        #: For each output whether graphs have it written where it is to go.
+        self._direct = [
+            b._device is not None and 0 < b.nbytes <= DIRECT_BYTES for b in bindings._outputs
+        ]
 
     def _make_staging(self, feed: _Feed) -> NDArray[Any]:
         self.bindings._make_host_side(feed.binding)
@@ -285,6 +300,11 @@ class Lane:
         if results is not None:
             self.bindings._download(stream, results.addresses)
 
+    def _after_writing(self, results: Results, stream: int) -> None:
+        """Copy the outputs that are not written where they go."""
+        targets = zip(results.addresses, self._direct, strict=True)
+        self.bindings._download(stream, [0 if direct else at for at, direct in targets])
+
     def _capture(self, results: Results | None) -> CudaGraph | None:
         """A graph, if this has run before and graphs are possible.
 
@@ -296,13 +316,7 @@ class Lane:
         graph = None
         if results in self._graphs:
             try:
-                graph = CudaGraph._around(
-                    self._settled_context(),
-                    self.bindings,
-                    self.track.stream,
-                    partial(self._before, results),
-                    partial(self._after, results),
-                )
+                graph = self._captured(results)
             except (UnsupportedError, OutOfMemoryError) as error:
                 slot.graph_fallback = str(error)
                 return None
@@ -313,6 +327,27 @@ class Lane:
             if oldest is not None:
                 oldest.close()
         return graph
+
+    def _captured(self, results: Results | None) -> CudaGraph:
+        slot, context = self.track.slot, self._settled_context()
+        before, after = partial(self._before, results), partial(self._after, results)
+        capture = partial(CudaGraph._around, context, self.bindings, self.track.stream, before)
+        if results is None or not slot.writes_directly or not any(self._direct):
+            return capture(after)
+        outputs = zip(self.bindings._outputs, results.addresses, self._direct, strict=True)
+        elsewhere = {b.name: address for b, address, direct in outputs if direct}
+        try:
+            return capture(partial(self._after_writing, results), elsewhere=elsewhere)
+        except UnsupportedError as error:
+            graph = capture(after)
+            slot.writes_directly = False
+            logger.warning(
+                "graphs of %r copy their small outputs, which could not be written to page-locked "
+                "memory at once: %s",
+                context.engine.name,
+                str(error),  # not its traceback, which would keep what is in these frames
+            )
+            return graph
 
     def _settled_context(self) -> ExecutionContext:
         """The context that graphs are captured from: it never has other shapes again.
@@ -480,7 +515,7 @@ class Track:
                 try:
                     if results is not None and results.lends:
                         arrays = results.lend()  # made while the device works
-                    self._wait(flight.lane)
+                    self._wait(flight)
                 except BaseException:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
@@ -500,7 +535,7 @@ class Track:
                 raise
             self.leave(flight)
 
-    def _wait(self, lane: Lane) -> None:
+    def _wait(self, flight: Flight) -> None:
         """Block until the device has done what is on the track.
 
         By asking again and again, if no other Python thread wants the interpreter: after a
@@ -509,7 +544,9 @@ class Track:
         processor is busy either way. What is brief is seldom long under way.
         """
         slot, driver = self.slot, self.slot.driver
-        if slot.asks and not lane.brief and threading.active_count() == 1:
+        if slot.asks and not flight.lane.brief and threading.active_count() == 1:
+            if flight.meanwhile is not None:
+                flight.meanwhile()
             while not driver.stream_query(self.handle):
                 pass
         else:
@@ -545,6 +582,8 @@ class Slot:
         self.fixed = not any(s.is_dynamic or s.is_shape_tensor for s in engine.inputs)
         #: Why inferences are not captured in graphs; None while they may be.
         self.graph_fallback: str | None = None if pipeline.graphs else "graphs=False was given"
+        #: Whether graphs may have small outputs written where they go.
+        self.writes_directly = True
         #: Whether to wait by asking: not where the process wants waiting threads to sleep.
         self.asks = self.driver.primary_context_spins(self.device.ordinal)
         #: The tracks without a flight. Taken from under the lock only, and added to from anywhere.

@@ -19,8 +19,9 @@ from .tensor import Shape
 
 Arrays = dict[str, NDArray[Any]]
 
-#: Where each output begins in the block, in bytes: a cache line, and enough for any dtype.
-_ALIGNMENT = 64
+#: Where each output begins in the block, in bytes: as CUDA's allocator has it at least, since the
+#: engine's layers may write there.
+_ALIGNMENT = 256
 
 
 class Results:
