@@ -92,6 +92,17 @@ def sparse(network: Network, image: np.ndarray) -> onnx.ModelProto:
     return to_onnx(network, Weights(layers))
 
 
+def models(
+    plain: onnx.ModelProto, layout: Layout, camera: tuple[int, int]
+) -> dict[str, onnx.ModelProto]:
+    """What the engine of each way is built from."""
+    ways = {"numpy": plain}
+    for label, nms in (("graph", False), ("graph, suppressed", True)):
+        for at, image in (("network's size", None), ("camera's size", camera)):
+            ways[f"{label}, {at}"] = in_graph.surround(plain, layout, image=image, nms=nms)
+    return ways
+
+
 class Clock:
     """Times calls, and F before each of them: a GPU's clock changes within seconds.
 
@@ -287,6 +298,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--count", type=int, default=300, help="images of a stream")
     parser.add_argument("--contexts", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="*", help="ways, as the table names them")
     arguments = parser.parse_args()
     rounds, size = arguments.rounds, tuple(arguments.image)
 
@@ -316,19 +328,15 @@ def main() -> None:
             "ways": {},
             "throughput": [],
         }
-        camera = (int(size[0]), int(size[1]))
-        ways: dict[str, onnx.ModelProto] = {"numpy": plain}
-        for label, nms in (("graph", False), ("graph, suppressed", True)):
-            for at, image_size in (("network's size", None), ("camera's size", camera)):
-                model = in_graph.surround(plain, layout, image=image_size, nms=nms)
-                ways[f"{label}, {at}"] = model
         exact_boxes = replace(options["config"], float32_layers=in_graph.FLOAT32_LAYERS)
         with Detector(plain, threshold=THRESHOLD, device="host") as exact:
             want = exact.detect(image)
         clock = Clock(rounds)
         plain_detector = stack.enter_context(Detector(plain, **options))
         stack.enter_context(clock.plain(plain_detector))
-        for way, model in ways.items():
+        for way, model in models(plain, layout, (int(size[0]), int(size[1]))).items():
+            if arguments.only and way not in arguments.only:
+                continue
             began = time.perf_counter()
             is_camera = "camera" in way
             mine = {**options, "config": exact_boxes} if "suppressed" in way else options

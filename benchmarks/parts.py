@@ -165,6 +165,16 @@ def _broadcast(graph: _Graph, boxes: str, count: int) -> tuple[list[str], list[s
     return one, other, [graph.constant(r, np.float32) for r in (rank[:, None], rank[None])]
 
 
+def _compared(graph: _Graph, logits: str) -> tuple[str, str]:
+    """As `in_graph._likeliest`, without a search."""
+    classes = 80
+    highest = graph.maximum(logits, 2, keep=True)
+    same = graph.node("Cast", [graph.node("Equal", [logits, highest])], to=TensorProto.FLOAT)
+    left = graph.constant(np.arange(classes, 0, -1), np.float32)  # the first counts the most
+    first = graph.maximum(graph.node("Mul", [same, left]), 2, keep=True)
+    return highest, graph.node("Sub", [graph.constant(classes, np.float32), first])
+
+
 # Preprocessing -----------------------------------------------------------------------------------
 
 
@@ -301,6 +311,7 @@ def _model(
 FORMS: dict[str, dict[str, Callable[..., Any]]] = {
     "suppressing": {
         "pairs gathered, apart from choosing": suppressing,
+        "classes compared": partial(suppressing, _likeliest=_compared),
         "pairs gathered, not apart": partial(suppressing, _apart=_not_apart),
         "pairs broadcast, apart": partial(suppressing, _pairs=_broadcast),
         "pairs broadcast, not apart": partial(suppressing, _apart=_not_apart, _pairs=_broadcast),

@@ -18,10 +18,8 @@ from cuda.bindings import driver as cu
 
 from benchmarks.raw import must
 from trt_runtime.yolov3 import Layout, Network, yolov3
-from trt_runtime.yolov3.decode import places_of
 from trt_runtime.yolov3.in_graph import SELECTED, read_selected
 from trt_runtime.yolov3.preprocess import Placement
-from trt_runtime.yolov3.suppress import suppress
 
 NBYTES = 1 << 28
 CANDIDATES, PASSING = 100, 40
@@ -30,7 +28,7 @@ CANDIDATES, PASSING = 100, 40
 def work() -> Callable[[], object]:
     """As the results of YOLOv3-608 with in-graph decoding become boxes."""
     layout = Layout.of(Network.parse(yolov3(608)))
-    places = places_of(layout)
+    places = layout.places
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal((1, CANDIDATES, 5 + len(layout.names)), np.float32)
     numbers[0, :, 4] = np.where(np.arange(CANDIDATES) < PASSING, 1, -1)
@@ -41,8 +39,7 @@ def work() -> Callable[[], object]:
 
     def boxes() -> object:
         (found,) = read_selected(outputs, places)
-        best = suppress(*found, 0.5)
-        return placement.to_image(found.boxes.take(best, axis=0))
+        return placement.to_image(found.suppressed(0.5).boxes)
 
     return boxes
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from trt_runtime import InputError, ShapeError
 from trt_runtime.yolov3 import Head, Layout
-from trt_runtime.yolov3.decode import decode, lowest_logit, places_of, score
+from trt_runtime.yolov3.decode import decode, lowest_logit, places_in_image, score
+from trt_runtime.yolov3.preprocess import Placement
 from trt_runtime.yolov3.suppress import overlaps, suppress
 
 Box = tuple[float, float, float, float]
@@ -122,8 +123,9 @@ def test_boxes_are_those_of_a_loop_over_the_cells(
     for candidates, found in zip(got, every, strict=True):
         want = [one for one in found if one[1] >= threshold]
         assert len(candidates.scores) == len(want)
+        assert (np.diff(candidates.scores) <= 0).all()
         if want:
-            boxes, scores, classes = zip(*want, strict=True)
+            boxes, scores, classes = zip(*sorted(want, key=lambda one: -one[1]), strict=True)
             np.testing.assert_allclose(candidates.boxes, boxes, rtol=1e-5, atol=1e-3)
             np.testing.assert_allclose(candidates.scores, scores, rtol=1e-5)
             np.testing.assert_array_equal(candidates.classes, classes)
@@ -189,7 +191,40 @@ def test_no_objectness_below_the_lowest_can_pass(threshold: float, below: float)
     logit = np.float32(lowest_logit(threshold) - below)
     if logit < lowest_logit(threshold):
         (head,) = one_cell(objectness=float(logit), first=100).values()
-        assert not len(score(head.reshape(1, 7), places_of(ONE_CELL), threshold).scores)
+        numbers, where = head.reshape(1, 7), np.zeros(1, np.intp)
+        assert not len(score(numbers, where, ONE_CELL.places, threshold).scores)
+
+
+def test_of_equal_scores_the_first_by_head_anchor_row_and_column_comes_first() -> None:
+    heads = (
+        Head("a", ((10.0, 10.0), (20.0, 20.0)), 1, (1, 2)),
+        Head("b", ((30.0, 30.0),), 1, (2, 1)),
+    )
+    layout = Layout(64, 32, heads, ("x",))
+    outputs = {
+        head.output: np.ones((1, head.channels, *head.grid), np.float32) for head in layout.heads
+    }
+    outputs["b"][0, 4, 1, 0] = 2
+    (found,) = decode(outputs, layout, threshold=0.1)
+    sides = np.exp(1) * np.array([30, 10, 10, 20, 20, 30])
+    np.testing.assert_allclose(found.boxes[:, 2] - found.boxes[:, 0], sides, rtol=1e-5)
+    assert found.boxes[1, 0] < found.boxes[2, 0]
+
+
+@given(layouts(), seeds, st.tuples(st.integers(1, 900), st.integers(1, 900)))
+@settings(max_examples=30, deadline=None)
+def test_boxes_made_in_an_images_pixels_are_those_brought_there(
+    layout: Layout, seed: int, image: tuple[int, int]
+) -> None:
+    placement = Placement.of(image, (layout.height, layout.width), "letterbox")
+    rng = np.random.default_rng(seed)
+    where = rng.integers(0, len(layout.places), 20)
+    numbers = rng.standard_normal((20, 5 + len(layout.names)), np.float32)
+    want = score(numbers, where, layout.places, 0)
+    got = score(numbers, where, places_in_image(layout.places, placement), 0)
+    start, ratio = np.tile(placement.offset[::-1], 2), np.tile(placement.ratio, 2)
+    np.testing.assert_allclose(got.boxes, (want.boxes - start) * ratio, rtol=1e-5, atol=1e-2)
+    np.testing.assert_array_equal(got.scores, want.scores)
 
 
 def test_places_are_counted_by_head_anchor_row_and_column() -> None:
@@ -197,11 +232,11 @@ def test_places_are_counted_by_head_anchor_row_and_column() -> None:
         Head("a", ((10.0, 13.0), (16.0, 30.0)), 1, (2, 3)),
         Head("b", ((33.0, 23.0),), 1, (4, 6)),
     )
-    places = places_of(Layout(96, 64, heads, ("x",)))
+    places = Layout(96, 64, heads, ("x",)).places
     assert places.shape == (36, 6)
-    np.testing.assert_array_equal(places[0], [0, 0, 32, 32, 10, 13])
-    np.testing.assert_array_equal(places[11], [2, 1, 32, 32, 16, 30])
-    np.testing.assert_array_equal(places[12 + 7], [1, 1, 16, 16, 33, 23])
+    np.testing.assert_array_equal(places[0], [0, 0, 32, 32, 5, 6.5])
+    np.testing.assert_array_equal(places[11], [2, 1, 32, 32, 8, 15])
+    np.testing.assert_array_equal(places[12 + 7], [1, 1, 16, 16, 16.5, 11.5])
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan])

@@ -13,7 +13,8 @@ from ..errors import InputError, ShapeError
 from ..tensor import format_shape
 from .cfg import Head
 from .layout import Layout
-from .suppress import suppress
+from .preprocess import Placement
+from .suppress import staying
 
 #: The largest exponent of a box's side: nine million times the anchor. An area stays finite.
 LARGEST_EXPONENT = 16.0
@@ -25,15 +26,18 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 #: is bounded is below any threshold that a score may miss.
 _SIGNS = np.array([[-1], [-1], [1], [1], [-1], [-1]], np.float32)
 _BOUNDS = np.where(_SIGNS < 0, np.float32(88), np.float32(LARGEST_EXPONENT))
+#: As an array, which NumPy takes half a microsecond sooner than a Python number.
+_ONE = np.ones((), np.float32)
 
 
 class Candidates(NamedTuple):
-    """Boxes of one image that pass the threshold; many of them are of one object.
+    """Boxes of one image that pass the threshold, best first; many of them are of one object.
 
     Attributes
     ----------
     boxes : ndarray of float32, (n, 4)
-        Left, top, right, bottom, in pixels of the network's input; they may reach beyond it.
+        Left, top, right, bottom; they may reach beyond the image. In pixels of the network's
+        input, or of the image's where `score` was given places in it.
     scores : ndarray of float32, (n,)
         Objectness times the probability of the class, from 0 to 1.
     classes : ndarray of intp, (n,)
@@ -45,11 +49,13 @@ class Candidates(NamedTuple):
     classes: NDArray[np.intp]
 
     def suppressed(self, threshold: float) -> Candidates:
-        """Those that stay, best first; ``threshold`` as `suppress` has it."""
-        best = suppress(*self, threshold)
-        return Candidates(
-            self.boxes.take(best, axis=0), self.scores.take(best), self.classes.take(best)
-        )
+        """Those that stay; ``threshold`` as `suppress` has it."""
+        stay = staying(self.boxes.T, self.classes, threshold)
+        return self if len(stay) == len(self.scores) else self._taken(stay)
+
+    def _taken(self, which: NDArray[np.intp]) -> Candidates:
+        boxes = self.boxes.T.take(which, axis=1).T  # NumPy is faster along rows than across pairs
+        return Candidates(boxes, self.scores.take(which), self.classes.take(which))
 
 
 def decode(
@@ -68,7 +74,7 @@ def decode(
     Returns
     -------
     list of Candidates
-        One for each image: by head, then anchor, row and column.
+        One for each image. Of equal scores the first one by head, anchor, row and column is first.
 
     Raises
     ------
@@ -123,17 +129,22 @@ def _decode_image(
     heads: list[NDArray[Any]], layout: Layout, least: float, threshold: float
 ) -> Candidates:
     """One image; each head is (anchors, 5 + classes, cells)."""
-    found, places = [], []
-    for numbers, head in zip(heads, layout.heads, strict=True):
+    found, where, start = [], [], 0
+    for numbers in heads:
         # What can pass is seldom more than a few dozen of 22,743: look at the rest no further.
-        anchors, cells = np.nonzero(numbers[:, 4] >= least)
+        anchors, cells = (numbers[:, 4] >= least).nonzero()
         found.append(numbers[anchors, :, cells].astype(np.float32, copy=False))
-        places.append(_places(layout, head, anchors, cells))
-    return score(np.concatenate(found), np.concatenate(places), threshold)
+        count = numbers.shape[2]
+        where.append(anchors * count + cells + start)
+        start += len(numbers) * count
+    return score(np.concatenate(found), np.concatenate(where), layout.places, threshold)
 
 
 def score(
-    numbers: NDArray[np.float32], places: NDArray[np.float32], threshold: float
+    numbers: NDArray[np.float32],
+    where: NDArray[np.integer],
+    places: NDArray[np.float32],
+    threshold: float,
 ) -> Candidates:
     """The boxes that pass.
 
@@ -141,8 +152,10 @@ def score(
     ----------
     numbers : ndarray of float32, (n, 5 + classes)
         Of the heads.
-    places : ndarray of float32, (n, 6)
-        As `places_of` has them.
+    where : ndarray of int, (n,)
+        Which of the network's boxes they are of.
+    places : ndarray of float32, (boxes, 6)
+        `Layout.places`, or `places_in_image`.
     threshold : float
     """
     count, width = numbers.shape
@@ -151,54 +164,32 @@ def score(
     # dozen boxes cost what the calls cost, so that there is one for all quantities where possible.
     powers = np.empty((6, count), np.float32)
     powers[:5] = numbers[:, :5].T
-    powers[5] = numbers.ravel().take(classes + np.arange(5, count * width, width))
+    powers[5] = numbers.take(classes + np.arange(5, count * width, width))
     powers *= _SIGNS
     np.minimum(powers, _BOUNDS, out=powers)
     np.exp(powers, out=powers)
-    sigmoids = powers + 1
+    sigmoids = powers + _ONE
     np.reciprocal(sigmoids, out=sigmoids)
-    place = places.T.copy()
+    place = places.take(where, axis=0).T
     centres, halves = sigmoids[:2], powers[2:4]
     centres += place[:2]
     centres *= place[2:4]
     halves *= place[4:]
-    halves *= 0.5
     boxes = np.concatenate([centres - halves, centres + halves])
     scores = sigmoids[4] * sigmoids[5]
-    passing = scores >= threshold
-    passing &= ~np.isnan(boxes[2] + boxes[3])
-    (kept,) = passing.nonzero()
-    return Candidates(boxes.take(kept, axis=1).T, scores.take(kept), classes.take(kept))
+    if math.isnan(np.add.reduce(boxes, axis=None)):
+        scores[np.isnan(boxes).any(axis=0)] = math.nan
+    # What is not a number comes last, and passes no threshold.
+    best = np.lexsort((where, -scores))[: np.count_nonzero(scores >= threshold)]
+    return Candidates(boxes.T, scores, classes)._taken(best)
 
 
-def places_of(layout: Layout) -> NDArray[np.float32]:
-    """Where each of a network's boxes is and what it is measured by.
-
-    Returns
-    -------
-    ndarray of float32, (boxes, 6)
-        By head, anchor, row and column: the cell's column and row, its width and height in pixels
-        of the network's input, the anchor's width and height.
-    """
-    return np.concatenate(
-        [
-            _places(layout, head, *np.divmod(np.arange(_boxes(head)), head.grid[0] * head.grid[1]))
-            for head in layout.heads
-        ]
+def places_in_image(places: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """`Layout.places` for boxes in an image's pixels, and not in those of the network's input."""
+    start, ratio = np.array(placement.offset[::-1]), np.array(placement.ratio)
+    parts = (
+        places[:, :2] - start / places[:, 2:4],
+        places[:, 2:4] * ratio,
+        places[:, 4:] * ratio,
     )
-
-
-def _places(
-    layout: Layout, head: Head, anchors: NDArray[np.integer], cells: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    """`places_of` some of one head's boxes."""
-    rows, columns = head.grid
-    places = np.empty((len(cells), 6), np.float32)
-    places[:, 1], places[:, 0] = np.divmod(cells, columns)
-    places[:, 2:4] = layout.width / columns, layout.height / rows
-    places[:, 4:] = np.array(head.anchors, np.float32)[anchors]
-    return places
-
-
-def _boxes(head: Head) -> int:
-    return len(head.anchors) * head.grid[0] * head.grid[1]
+    return np.concatenate(parts, axis=1, dtype=np.float32)

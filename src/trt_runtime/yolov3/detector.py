@@ -23,7 +23,7 @@ from ..ownership import Owned
 from ..session import Session
 from ..tensor import TensorSpec
 from .cfg import Network
-from .decode import Candidates, decode, lowest_logit, places_of
+from .decode import Candidates, decode, lowest_logit, places_in_image
 from .detections import Detections
 from .images import load_image, read_images
 from .in_graph import (
@@ -180,7 +180,6 @@ class Detector(Owned):
             self.session._be_part()
             self._input = spec = _input_of(self.session, self.layout)
             _check_outputs(self.session, self.layout)
-            self._places = places_of(self.layout)
             largest = [profile.max[0] for profile in spec.profiles]
             self._batch = spec.shape[0] if spec.shape[0] != -1 else max(largest)
             network = (self.layout.height, self.layout.width)
@@ -189,8 +188,12 @@ class Detector(Owned):
             self._camera = size if takes_bytes and size != network else None
             #: Of an image that is what the engine takes.
             self._placement = Placement.of(size, network, fit) if takes_bytes else None
+            self._places = self.layout.places
             #: Of boxes that are in an image's pixels already.
-            self._whole = Placement(size, size, (0, 0)) if self._camera is not None else None
+            self._whole: Placement | None = None
+            if self._camera is not None and self._placement is not None:
+                self._places = places_in_image(self._places, self._placement)
+                self._whole = Placement(size, size, (0, 0))
             #: Results as the engine's, to make boxes of.
             self._rehearsal = crowd(self.session.outputs, self.layout)
             #: Whether the last image would have left the time for it.
@@ -332,7 +335,7 @@ class Detector(Owned):
 
     def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
         placements: Iterable[Placement] = group.placements
-        if self._whole is not None and SUPPRESSED[0] in outputs:
+        if self._whole is not None:
             placements = [self._whole] * len(group.placements)
         # What is left of an engine's batch was not filled by an image.
         return [

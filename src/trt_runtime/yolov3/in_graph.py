@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError, ModelError
 from ..tensor import TensorSpec
-from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_of, score
+from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_in_image, score
 from .layout import Layout
 from .preprocess import PADDING, Fit, Placement, neighbours
 from .suppress import check_nms_threshold
@@ -139,7 +139,7 @@ def read_selected(
     outputs : mapping of str to ndarray
         `SELECTED`.
     places : ndarray of float32, (boxes, 6)
-        `places_of` the layout.
+        As `score` has them.
     threshold : float
         From 0 to 1.
     """
@@ -149,10 +149,8 @@ def read_selected(
         (passing,) = (numbers[:, 4] >= least).nonzero()
         if len(passing) == len(numbers) < len(places):
             _warn_of_missing(len(passing))
-        # They come best first. In the heads' order equal scores fare as they do with `decode`.
-        passing = passing.take(cells.take(passing).argsort())
-        rows, where = numbers.take(passing, axis=0), places.take(cells.take(passing), axis=0)
-        found.append(score(rows, where, threshold))
+        chosen = numbers.take(passing, axis=0)
+        found.append(score(chosen, cells.take(passing), places, threshold))
     return found
 
 
@@ -467,25 +465,24 @@ def _apart(graph: _Graph, values: str, shape: Sequence[int]) -> str:
 def _boxes(graph: _Graph, layout: Layout, placement: Placement, numbers: str, cells: str) -> str:
     """Left, top, right, bottom, score and class, (batch, candidates, 6), as `score` makes them."""
     classes = len(layout.names)
-    places = graph.node("Gather", [graph.constant(places_of(layout), np.float32), cells], axis=0)
+    places = graph.constant(places_in_image(layout.places, placement), np.float32)
+    places = graph.node("Gather", [places, cells], axis=0)
     offsets = graph.node("Sigmoid", [graph.part(numbers, 0, 2)])
     centres = graph.node("Add", [offsets, graph.part(places, 0, 2)])
     centres = graph.node("Mul", [centres, graph.part(places, 2, 4)])
     limit = graph.constant(LARGEST_EXPONENT, np.float32)
     exponents = graph.node("Min", [graph.part(numbers, 2, 4), limit])
-    sides = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
-    halves = graph.node("Mul", [sides, graph.constant(0.5, np.float32)])
+    halves = graph.node("Mul", [graph.node("Exp", [exponents]), graph.part(places, 4, 6)])
     ends = [graph.node(operator, [centres, halves]) for operator in ("Sub", "Add")]
-    if not placement.is_whole:
-        start = graph.constant(placement.offset[::-1], np.float32)
-        ratio = graph.constant(placement.ratio, np.float32)
-        ends = [graph.node("Mul", [graph.node("Sub", [end, start]), ratio]) for end in ends]
-
-    logits = graph.part(numbers, 5, 5 + classes)
-    likeliest, number = graph.nodes_of("TopK", [logits, graph.constant([1])], 2, axis=2)
+    likeliest, kind = _likeliest(graph, graph.part(numbers, 5, 5 + classes))
     sigmoids = [graph.node("Sigmoid", [x]) for x in (graph.part(numbers, 4, 5), likeliest)]
-    kind = graph.node("Cast", [number], to=TensorProto.FLOAT)
     return graph.node("Concat", [*ends, graph.node("Mul", sigmoids), kind], axis=2)
+
+
+def _likeliest(graph: _Graph, logits: str) -> tuple[str, str]:
+    """The highest of each (batch, candidates, classes), and which one it is."""
+    highest, number = graph.nodes_of("TopK", [logits, graph.constant([1])], 2, axis=2)
+    return highest, graph.node("Cast", [number], to=TensorProto.FLOAT)
 
 
 def _hides(graph: _Graph, boxes: str, batch: int, count: int, nms_threshold: float) -> str:

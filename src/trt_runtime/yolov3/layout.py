@@ -11,7 +11,11 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..build.model import read_model
 from ..errors import InputError, ModelError
@@ -67,6 +71,26 @@ class Layout:
                 f"{network.source} has {classes} classes, and there are {len(names)} names"
             )
         return cls(network.width, network.height, network.heads, tuple(names))
+
+    @cached_property
+    def places(self) -> NDArray[np.float32]:
+        """Where each of the network's boxes is and what it is measured by, (boxes, 6).
+
+        By head, anchor, row and column: the cell's column and row, its width and height in pixels
+        of the network's input, and half the anchor's width and height.
+        """
+        every = []
+        for head in self.heads:
+            rows, columns = head.grid
+            places = np.empty((len(head.anchors), rows, columns, 6), np.float32)
+            places[..., 0] = np.arange(columns)
+            places[..., 1] = np.arange(rows)[:, None]
+            places[..., 2:4] = self.width / columns, self.height / rows
+            places[..., 4:] = np.array(head.anchors)[:, None, None] / 2
+            every.append(places.reshape(-1, 6))
+        all_heads = np.concatenate(every)
+        all_heads.flags.writeable = False  # everybody gets the same
+        return all_heads
 
     @classmethod
     def from_onnx(cls, model: str | os.PathLike[str] | bytes | Any) -> Layout:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..cfg import Convolutional, MaxPool, Network, Route, Shortcut, Upsample, Yolo
-from ..decode import decode, places_of
+from ..decode import decode
 from ..evaluation import Evaluation, evaluate
 from ..layout import Layout
 from ..preprocess import PADDING
@@ -176,7 +176,7 @@ class Loss(nn.Module):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
-        self.register_buffer("places", torch.from_numpy(places_of(layout)))
+        self.register_buffer("places", torch.tensor(layout.places))
         rows = []
         start = 0
         for head in layout.heads:
@@ -228,7 +228,7 @@ class Loss(nn.Module):
         position = F.binary_cross_entropy_with_logits(
             chosen[..., :2], center.clamp(0, 1), reduction="none"
         )
-        shape = (chosen[..., 2:4] - torch.log(size / place[..., 4:])) ** 2
+        shape = (chosen[..., 2:4] - torch.log(size / 2 / place[..., 4:])) ** 2
         kind = classes.clamp(min=0).repeat_interleave(len(self.anchors), 1)
         kinds = F.one_hot(kind, numbers.shape[2] - 5).float()
         naming = F.binary_cross_entropy_with_logits(chosen[..., 5:], kinds, reduction="none")
@@ -240,7 +240,7 @@ class Loss(nn.Module):
         }
 
     def _flattened(self, outputs: dict[str, Tensor]) -> Tensor:
-        """All predictions as (batch, predictions, 5 + classes), in the order of `places_of`."""
+        """All predictions as (batch, predictions, 5 + classes), in the order of `Layout.places`."""
         parts = []
         for head in self.layout.heads:
             output = outputs[head.output].float()
@@ -250,7 +250,7 @@ class Loss(nn.Module):
 
     def _boxes(self, numbers: Tensor) -> Tensor:
         centers = (numbers[..., :2].sigmoid() + self.places[:, :2]) * self.places[:, 2:4]
-        halves = numbers[..., 2:4].clamp(max=8).exp() * self.places[:, 4:] / 2
+        halves = numbers[..., 2:4].clamp(max=8).exp() * self.places[:, 4:]
         return torch.cat([centers - halves, centers + halves], -1)
 
     def _assigned(self, boxes: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
