@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import islice
@@ -126,8 +126,8 @@ class Detector(Owned):
         "_input",
         "_placement",
         "_places",
+        "_ready",
         "_rehearsal",
-        "_whole",
         "fit",
         "layout",
         "nms_threshold",
@@ -186,14 +186,14 @@ class Detector(Owned):
             size = (spec.shape[1], spec.shape[2])
             takes_bytes = spec.dtype == np.uint8
             self._camera = size if takes_bytes and size != network else None
-            #: Of an image that is what the engine takes.
-            self._placement = Placement.of(size, network, fit) if takes_bytes else None
             self._places = self.layout.places
-            #: Of boxes that are in an image's pixels already.
-            self._whole: Placement | None = None
-            if self._camera is not None and self._placement is not None:
-                self._places = places_in_image(self._places, self._placement)
-                self._whole = Placement(size, size, (0, 0))
+            #: Of the boxes of an image of the engine's size.
+            self._placement = Placement(size, size, (0, 0)) if takes_bytes else None
+            if self._camera is not None:  # boxes are made in its pixels
+                placement = Placement.of(size, network, fit)
+                self._places = places_in_image(self._places, placement)
+            #: The shape of an image that is what the engine takes.
+            self._ready = spec.shape[1:] if takes_bytes and self._batch == 1 else None
             #: Results as the engine's, to make boxes of.
             self._rehearsal = crowd(self.session.outputs, self.layout)
             #: Whether the last image would have left the time for it.
@@ -221,9 +221,11 @@ class Detector(Owned):
             The image cannot be read, or is not as above.
         """
         with self._record as kept:
-            array = load_image(image)
-            self._check(array)
-            group = self._prepare([array], kept)
+            group = self._as_it_is(image)
+            if group is None:
+                array = load_image(image)
+                self._check(array)
+                group = self._prepare([array], kept)
             began = perf_counter_ns()
             outputs = self.session._infer(
                 (group.array,), {}, meanwhile=self._rehearse if self._has_time else None
@@ -296,16 +298,23 @@ class Detector(Owned):
                 f"and {image.shape[1]}; one made without image_size takes any"
             )
 
+    def _as_it_is(self, image: Any) -> _Group | None:
+        """An image that is the engine's input already; None if it is not."""
+        if (
+            type(image) is np.ndarray
+            and image.shape == self._ready
+            and image.dtype is self._input.dtype
+            and image.flags.c_contiguous
+            and self._placement is not None
+        ):
+            return _Group(image[None], None, (self._placement,))
+        return None
+
     def _prepare(self, images: Sequence[NDArray[np.uint8]], kept: deque[NDArray[Any]]) -> _Group:
         """The images as the engine's input."""
-        first = images[0]
-        if (
-            self._placement is not None
-            and self._batch == 1
-            and first.shape == self._input.shape[1:]
-            and first.flags.c_contiguous
-        ):
-            return _Group(first[None], None, (self._placement,))
+        group = self._as_it_is(images[0])
+        if group is not None:
+            return group
         try:
             memory = kept.pop()
         except IndexError:
@@ -314,8 +323,8 @@ class Detector(Owned):
         network = (self.layout.height, self.layout.width)
         placements = []
         for image, out in zip(images, memory, strict=False):
-            if self._camera is not None:
-                placement = Placement.of(self._camera, network, self.fit)
+            placement = self._placement
+            if self._camera is not None and placement is not None:
                 out[...] = image
             elif memory.dtype == np.uint8:
                 _, placement = resize(image, network, fit=self.fit, out=out)
@@ -334,13 +343,10 @@ class Detector(Owned):
                 kept.append(group.memory)
 
     def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
-        placements: Iterable[Placement] = group.placements
-        if self._whole is not None:
-            placements = [self._whole] * len(group.placements)
         # What is left of an engine's batch was not filled by an image.
         return [
             self._place(found, placement)
-            for found, placement in zip(self._read(outputs), placements, strict=False)
+            for found, placement in zip(self._read(outputs), group.placements, strict=False)
         ]
 
     def _rehearse(self) -> None:

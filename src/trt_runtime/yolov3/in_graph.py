@@ -184,8 +184,8 @@ def read_suppressed(
         if lowest >= threshold and len(rows) < cells:
             _warn_of_missing(len(rows))
         scores = np.abs(rows[:, 4]) if unsettled else rows[:, 4]
-        (passing,) = (scores >= threshold).nonzero()
-        best = passing.take((-scores.take(passing)).argsort(kind="stable"))
+        # What is not a number comes last, and passes no threshold.
+        best = (-scores).argsort(kind="stable")[: np.count_nonzero(scores >= threshold)]
         columns = rows.T.take(best, axis=1)  # NumPy is faster along rows than across pairs
         classes = columns[5].astype(np.intp)
         candidates = Candidates(columns[:4].T, scores.take(best), classes)

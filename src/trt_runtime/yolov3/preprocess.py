@@ -23,6 +23,9 @@ Fit = Literal["letterbox", "stretch"]
 #: What surrounds a letterboxed image, in [0, 1] (Darknet's ``letterbox_image``).
 PADDING = 0.5
 
+#: As an array, which NumPy takes half a microsecond sooner than a Python number.
+ZERO = np.zeros((), np.float32)
+
 #: Rows of the result that are made at a time, so that what they are made of stays in the cache:
 #: 2.1 ms for 1920x1080 to 608 on one core, against 6.2 ms all at once.
 _BAND = 16
@@ -96,7 +99,7 @@ class Placement:
         """
         start, ratio, limits = self._way_back
         moved: NDArray[np.floating] = boxes if self.is_whole else (boxes - start) * ratio
-        moved = np.maximum(moved, 0)
+        moved = np.maximum(moved, ZERO)
         np.minimum(moved, limits, out=moved)
         return moved.astype(np.float32, copy=False)
 

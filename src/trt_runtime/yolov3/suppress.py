@@ -6,13 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .preprocess import ZERO
 
 #: Boxes that are compared at a time, which bounds the memory: half a million values.
 _BLOCK = 256
 #: Every two of them, worse and better: those of the first n boxes are the first n * (n - 1) / 2.
 _PAIRS = np.stack(np.tril_indices(_BLOCK, -1))
-#: As an array, which NumPy takes half a microsecond sooner than a Python number.
-_ZERO = np.zeros((), np.float32)
 
 
 def check_nms_threshold(nms_threshold: float) -> None:
@@ -116,6 +115,6 @@ def _shared_and_union(
 def _areas(first: NDArray[np.float32], last: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of the boxes between two corners; 0 where the last is not behind the first."""
     sides = last - first
-    np.maximum(sides, _ZERO, out=sides)
+    np.maximum(sides, ZERO, out=sides)
     areas: NDArray[np.float32] = sides[0] * sides[1]
     return areas
