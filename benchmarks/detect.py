@@ -33,7 +33,6 @@ from trt_runtime import BuildConfig, Device, EngineCache
 from trt_runtime.yolov3 import (
     Detections,
     Detector,
-    Layout,
     Network,
     Weights,
     in_graph,
@@ -92,15 +91,13 @@ def sparse(network: Network, image: np.ndarray) -> onnx.ModelProto:
     return to_onnx(network, Weights(layers))
 
 
-def models(
-    plain: onnx.ModelProto, layout: Layout, camera: tuple[int, int]
-) -> dict[str, onnx.ModelProto]:
-    """What the engine of each way is built from."""
-    ways = {"numpy": plain}
-    for label, nms in (("graph", False), ("graph, suppressed", True)):
-        for at, image in (("network's size", None), ("camera's size", camera)):
-            ways[f"{label}, {at}"] = in_graph.surround(plain, layout, image=image, nms=nms)
-    return ways
+def ways(camera: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """The detector's options for each way."""
+    every: dict[str, dict[str, Any]] = {"numpy": {}}
+    for label, kind in (("graph", True), ("graph, suppressed", "nms")):
+        for at, size in (("network's size", None), ("camera's size", camera)):
+            every[f"{label}, {at}"] = {"in_graph": kind, "image_size": size}
+    return every
 
 
 class Clock:
@@ -304,7 +301,6 @@ def main() -> None:
 
     image = street(*size)
     network = Network.parse(NETWORKS[arguments.network](arguments.side))
-    layout = Layout.of(network)
     plain = sparse(network, image)
     with ExitStack() as stack:
         device = stack.enter_context(Device(arguments.device))
@@ -328,19 +324,17 @@ def main() -> None:
             "ways": {},
             "throughput": [],
         }
-        exact_boxes = replace(options["config"], float32_layers=in_graph.FLOAT32_LAYERS)
         with Detector(plain, threshold=THRESHOLD, device="host") as exact:
             want = exact.detect(image)
         clock = Clock(rounds)
         plain_detector = stack.enter_context(Detector(plain, **options))
         stack.enter_context(clock.plain(plain_detector))
-        for way, model in models(plain, layout, (int(size[0]), int(size[1]))).items():
+        for way, mine in ways((int(size[0]), int(size[1]))).items():
             if arguments.only and way not in arguments.only:
                 continue
             began = time.perf_counter()
             is_camera = "camera" in way
-            mine = {**options, "config": exact_boxes} if "suppressed" in way else options
-            with Detector(model, **mine) as detector:
+            with Detector(plain, **mine, **options) as detector:
                 figures: dict[str, Any] = {"open_s": time.perf_counter() - began}
                 found["ways"][way] = figures
                 detector.detect(image)
@@ -354,7 +348,7 @@ def main() -> None:
                 if way != "numpy":
                     figures["added"] = added_layers(detector, min(rounds, 50))
             for contexts in arguments.contexts:
-                with Detector(model, contexts=contexts, **mine) as detector:
+                with Detector(plain, contexts=contexts, **mine, **options) as detector:
                     streams = stream(detector, image, arguments.count, camera=is_camera)
                     for images, per_s in streams:
                         row = {"way": way, "contexts": contexts, "images": images, "per_s": per_s}

@@ -37,6 +37,7 @@ from trt_runtime import (
     profiling,
 )
 from trt_runtime.platform import HostPlatform
+from trt_runtime.platform.driver import Part
 from trt_runtime.yolov3 import Detections, Detector
 
 from .models import Case, Feed, assert_matches, dynamic, nonzero, reference, reshape, static
@@ -182,6 +183,23 @@ def infer_into(device: Device) -> Iterator[Use]:
             for _ in range(3):
                 assert session.infer(buffers, outputs={"y": target})["y"] is target
                 check({"y": target}, static, 0)
+            return session.graph_fallback
+
+        yield use
+
+
+@contextmanager
+def infer_parts(device: Device) -> Iterator[Use]:
+    """An input that crosses in two copies of every second row."""
+    with (
+        mock.patch.object(pipeline, "STAGED_BYTES", -1),  # no graph holds the copies
+        Session(plan(static), device=device) as session,
+    ):
+        session._upload_only({"x": [Part(start, 32, 64, 4, 256, 3) for start in (0, 32)]})
+
+        def use() -> str | None:
+            for _ in range(3):
+                check(session.infer(static().feeds[0]), static, 0)
             return session.graph_fallback
 
         yield use
@@ -523,6 +541,7 @@ OPERATIONS: tuple[Operation, ...] = (
     copy_between_streams,
     infer,
     infer_into,
+    infer_parts,
     infer_data_dependent,
     infer_shape_values,
     infer_async,

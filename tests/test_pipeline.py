@@ -31,6 +31,7 @@ from trt_runtime import (
     pipeline,
 )
 from trt_runtime.platform import HostPlatform
+from trt_runtime.platform.driver import Part
 from trt_runtime.platform.host.faults import Faults
 from trt_runtime.platform.tensorrt import PlanContext
 
@@ -45,6 +46,7 @@ from .models import (
     nonzero,
     reference,
     reshape,
+    rng,
     several,
     static,
 )
@@ -410,6 +412,36 @@ def test_what_is_small_is_written_where_it_goes_and_the_rest_copied(
                 captures.append(calls[calls.index("cuStreamBeginCapture") :])
     assert captures
     assert {calls.count("cuMemcpyDtoHAsync") for calls in captures} == {copied}
+
+
+@pytest.mark.parametrize("copies", ["long"], indirect=True)
+@pytest.mark.parametrize("page_locked", [True, False])
+def test_of_an_input_that_is_read_in_part_nothing_else_crosses(
+    device: Device, monkeypatch: pytest.MonkeyPatch, page_locked: bool
+) -> None:
+    monkeypatch.setattr(pipeline, "STAGED_BYTES", -1)  # no graph holds the copy
+    model = make_model(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, [12, 4])},
+        {"y": (TensorProto.FLOAT, [12, 4])},
+    )
+    case = Case("read_in_part", model, ({"x": rng().standard_normal((12, 4), np.float32)},))
+    read = np.zeros((12, 4), bool)
+    read[[1, 2, 3, 7, 8, 9], :2] = True
+    with open_engine(device, case) as engine, Session(engine) as session:
+        session._upload_only({"x": [Part(16, 8, 16, 3, 96, 2)]})
+        seen = []
+        for seed in range(5):
+            x = rng(seed).standard_normal((12, 4), np.float32)
+            given = session.input_buffers()["x"] if page_locked else x.copy()
+            given[...] = x
+            y = session.infer(given)["y"]
+            np.testing.assert_array_equal(y[read], -x[read])
+            seen.append(y.view(np.uint32)[~read].tolist())
+        assert all(rest == seen[0] for rest in seen)  # what lay there before
+        xs = [rng(seed).standard_normal((12, 4), np.float32) for seed in range(7)]
+        for x, outputs in zip(xs, session.infer_many(xs), strict=True):
+            np.testing.assert_array_equal(outputs["y"][read], -x[read])
 
 
 def test_where_layers_cannot_write_there_the_graph_copies(

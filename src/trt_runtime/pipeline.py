@@ -33,6 +33,7 @@ from .interrupts import uninterrupted
 from .locks import Lock, RLock
 from .memory import PinnedBlock
 from .ownership import insist, release_all
+from .platform.driver import Part, Upload
 from .pool import DevicePool
 from .results import Arrays, Results
 from .stream import Stream
@@ -77,7 +78,7 @@ BRIEF_BYTES = 64 << 10
 #: Outputs up to this size are written to page-locked memory by the engine's layers, in graphs that
 #: hold the copies as well: no copy begins when the last layer has ended (benchmarks/results/
 #: 2026-11-24-h200-parts.md).
-DIRECT_BYTES = 64 << 10
+DIRECT_BYTES = 16 << 10
 #: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
 #: have fewer steps, are faster (the same file, by benchmarks/overlap.py: with six, 1.011 against
 #: 1.001 of a loop by hand; with three, 1.026 against 1.053).
@@ -172,13 +173,17 @@ class Flight:
 class _Feed:
     """An input of a lane: where it goes, and the page-locked memory it passes, if it does."""
 
-    __slots__ = ("binding", "device", "dtype", "in_graph", "index", "staging")
+    __slots__ = ("binding", "device", "dtype", "in_graph", "index", "staging", "uploads")
 
-    def __init__(self, index: int, binding: Binding, device: int) -> None:
+    def __init__(
+        self, index: int, binding: Binding, device: int, uploads: Sequence[Upload]
+    ) -> None:
         self.index = index
         self.binding = binding
         self.device = device
         self.dtype = binding.dtype
+        #: The copies of what the engine reads of it, if that is not all.
+        self.uploads = uploads
         #: Made when first needed.
         self.staging: NDArray[Any] | None = None
         #: Whether graphs copy it to the device, from ``staging``.
@@ -220,9 +225,10 @@ class Lane:
         #: sooner copied than lent.
         copied = (*bindings._inputs, *bindings._outputs)
         self.brief = not self.plain and sum(b.nbytes for b in copied) <= BRIEF_BYTES
+        slot = track.slot
         #: The inputs that cross; the values of a shape tensor are the binding set's.
         self._feeds = [
-            _Feed(index, binding, binding._device.address)
+            _Feed(index, binding, binding._device.address, slot.uploads_of(binding.name))
             for index, binding in enumerate(bindings._inputs)
             if binding._device is not None
         ]
@@ -263,9 +269,12 @@ class Lane:
             # From pageable memory this returns when the driver has the bytes (CUDA driver API,
             # "API synchronization behavior"), from page-locked memory at once.
             address = array.__array_interface__["data"][0]
-            self.track.slot.driver.memcpy_htod_async(
-                feed.device, address, array.nbytes, self.track.handle
-            )
+            for upload in feed.uploads:
+                upload(feed.device, address, self.track.handle)
+            if not feed.uploads:
+                self.track.slot.driver.memcpy_htod_async(
+                    feed.device, address, array.nbytes, self.track.handle
+                )
         return sources
 
     def _borrow(self, flight: Flight, array: DeviceInput, binding: Binding) -> None:
@@ -604,6 +613,10 @@ class Slot:
         self.context._be_part()
         self.idle.extend(reversed(self._tracks))
 
+    def uploads_of(self, name: str) -> Sequence[Upload]:
+        """The copies of an input of which only parts cross, for one lane."""
+        return [self.driver.prepare_upload(part) for part in self.pipeline.parts.get(name, ())]
+
     def submit(
         self, inputs: Inputs, key: Key, targets: Targets | None, *, overlap: bool = False
     ) -> Flight:
@@ -816,6 +829,8 @@ class Pipeline:
         self.graphs = graphs
         #: Whether one context's copies run beside its own compute.
         self.overlaps = contexts <= OVERLAPPED_CONTEXTS
+        #: What the engine reads of an input, if that is not all of it and the input is not small.
+        self.parts: Mapping[str, Sequence[Part]] = {}
         self.lent_bytes = 0
         self._lock = Lock()
         self.slots: list[Slot] = []

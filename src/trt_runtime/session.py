@@ -29,6 +29,7 @@ from .locks import Lock
 from .memory import PinnedBlock, typed
 from .ownership import Owned, Record, release_all
 from .pipeline import DeviceInput, Flight, Inputs, Key, Outputs, Pipeline, Targets
+from .platform.driver import Part
 from .results import Arrays
 from .tensor import Shape, TensorSpec, format_shape
 
@@ -379,6 +380,11 @@ class Session(Owned):
                     finally:
                         block.drop()
             return buffers
+
+    def _upload_only(self, parts: Mapping[str, Sequence[Part]]) -> None:
+        """Before the first inference: the engine reads nothing else of these inputs."""
+        with self._record as opened:
+            opened.pipeline.parts = parts
 
     def benchmark(
         self,

@@ -94,6 +94,37 @@ def test_an_image_in_page_locked_memory_is_searched_where_it_is(
             assert_same(detector.detect(buffer[0]), want)
 
 
+@pytest.mark.parametrize("page_locked", [True, False])
+@pytest.mark.parametrize("in_graph", [True, "nms"])
+def test_of_a_large_image_the_rows_that_are_read_are_enough(
+    builder: Device, in_graph: Any, page_locked: bool
+) -> None:
+    size = (300, 480)
+    images = [small.image(*size, seed=seed) for seed in range(6)]
+    with Detector(small.model(), device="host", cache=False, **OPTIONS) as detector:
+        expected = list(detector.detect_many(images))
+    with Detector(
+        small.model(),
+        in_graph=in_graph,
+        image_size=size,
+        candidates=960,  # all that there are
+        device=builder,
+        config=FP32,
+        **OPTIONS,
+    ) as detector:
+        assert detector.session._record.handle.pipeline.parts["image"]
+        if page_locked:
+            buffers = [detector.session.input_buffers()["image"] for _ in images]
+            for buffer, image in zip(buffers, images, strict=True):
+                buffer[0] = image
+            images = [buffer[0] for buffer in buffers]
+        for _ in range(2):
+            for image, want in zip(images, expected, strict=True):
+                assert_same(detector.detect(image), want, tolerance=0.25)
+            for got, want in zip(detector.detect_many(images), expected, strict=True):
+                assert_same(got, want, tolerance=0.25)
+
+
 @pytest.mark.parametrize("in_graph", [False, True, "nms"])
 def test_float16_moves_boxes_by_a_fraction_of_a_pixel(
     builder: Device, expected: list[Detections], in_graph: Any

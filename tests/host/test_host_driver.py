@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trt_runtime import CudaError, ForkedProcessError, MisuseError, OutOfMemoryError
-from trt_runtime.platform.driver import LEGACY_STREAM, PER_THREAD_STREAM, host_bytes
+from trt_runtime.platform.driver import LEGACY_STREAM, PER_THREAD_STREAM, Part, host_bytes
 from trt_runtime.platform.host.driver import HostDriver
 from trt_runtime.platform.host.faults import Faults
 
@@ -176,6 +176,8 @@ def test_copies_out_of_bounds_are_errors_before_anything_is_written(
         lambda: driver.memcpy_htod_async(device, pinned, 65, stream),
         lambda: driver.memcpy_htod_async(device + 1, pinned, 64, stream),
         lambda: driver.memcpy_htod_async(device, pinned + 1, 64, stream),
+        lambda: driver.prepare_upload(Part(1, 4, 8, 2, 16, 4))(device, pinned + 4, stream),
+        lambda: driver.prepare_upload(Part(1, 4, 8, 2, 16, 4))(device + 4, pinned, stream),
         lambda: driver.memcpy_dtoh_async(pinned, device + 60, 8, stream),
         lambda: driver.memcpy_dtod_async(device, device + 32, 64, stream),
         lambda: driver.memset_d8_async(device, 0, 100, stream),
@@ -365,6 +367,42 @@ def test_pageable_memory_is_staged_on_the_way_in_and_complete_on_the_way_out(
     array[:] = 4  # allowed at once
     driver.memcpy_dtoh_async(array.ctypes.data, memory[0], 64, stream)
     assert (array == 3).all()  # without a synchronisation
+
+
+@pytest.mark.parametrize("page_locked", [True, False])
+def test_of_a_part_nothing_else_is_copied(
+    driver: HostDriver, stream: int, memory: tuple[int, int], page_locked: bool
+) -> None:
+    device, pinned = memory
+    array = np.arange(64, dtype=np.uint8)
+    host_bytes(pinned, 64)[:] = array
+    driver.memset_d8_async(device, 99, 64, stream)
+    source = pinned if page_locked else array.ctypes.data
+    # Slices of 32 bytes, in them rows of 8, of those two rows' first three bytes.
+    driver.prepare_upload(Part(5, 3, 8, 2, 32, 2))(device, source, stream)
+    array[:] = 0  # allowed at once
+    driver.memcpy_dtoh_async(pinned, device, 64, stream)
+    driver.stream_synchronize(stream)
+    copied = [first + n for first in (5, 13, 37, 45) for n in range(3)]
+    want = [n if n in copied else 99 for n in range(64)]
+    assert host_bytes(pinned, 64).tolist() == want
+
+
+def test_a_part_that_changed_before_its_copy_is_an_error(
+    driver: HostDriver, stream: int, memory: tuple[int, int]
+) -> None:
+    driver.prepare_upload(Part(5, 3, 8, 2, 32, 2))(*memory, stream)
+    host_bytes(memory[1], 64)[6] = 8
+    with pytest.raises(MisuseError, match=rf"cuMemcpy3DAsync: .*the enqueue at {PLACE}"):
+        driver.stream_synchronize(stream)
+
+
+@pytest.mark.parametrize("part", [Part(0, 9, 8, 2, 32, 2), Part(0, 8, 8, 5, 32, 2)])
+def test_a_part_whose_rows_or_slices_overlap_is_refused_as_by_cuda(
+    driver: HostDriver, part: Part
+) -> None:
+    with pytest.raises(CudaError, match="INVALID_VALUE"):
+        driver.prepare_upload(part)
 
 
 def test_copies_between_device_memory_and_fills_run_in_order(

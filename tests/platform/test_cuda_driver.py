@@ -19,7 +19,7 @@ from trt_runtime import (
 )
 from trt_runtime.platform import cuda
 from trt_runtime.platform.cuda import CudaDriver
-from trt_runtime.platform.driver import STICKY, Driver
+from trt_runtime.platform.driver import STICKY, Driver, Part
 
 NAMES = {
     0: "CUDA_SUCCESS",
@@ -79,6 +79,8 @@ RESULTS: dict[str, tuple[Any, ...]] = {
 class Bindings:
     """``cuda.bindings.driver``, of which any call can be told what to return."""
 
+    CUDA_MEMCPY3D = SimpleNamespace
+    CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_HOST=1, CU_MEMORYTYPE_DEVICE=2)
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUctx_flags = SimpleNamespace(CU_CTX_SCHED_YIELD=2, CU_CTX_SCHED_BLOCKING_SYNC=4)
     CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
@@ -143,6 +145,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "mem_host_alloc": ((16,), "cuMemHostAlloc"),
     "mem_host_free": ((0x8000,), "cuMemFreeHost"),
     "memcpy_htod_async": ((1, 2, 3, 4), "cuMemcpyHtoDAsync"),
+    "prepare_upload": ((Part(16, 2, 3, 4, 15, 6),), "cuMemcpy3DAsync"),
     "memcpy_dtoh_async": ((1, 2, 3, 4), "cuMemcpyDtoHAsync"),
     "memcpy_dtod_async": ((1, 2, 3, 4), "cuMemcpyDtoDAsync"),
     "memset_d8_async": ((1, 2, 3, 4), "cuMemsetD8Async"),
@@ -170,7 +173,8 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def call(driver: CudaDriver, method: str) -> Any:
-    return getattr(driver, method)(*METHODS[method][0])
+    result = getattr(driver, method)(*METHODS[method][0])
+    return result(1, 2, 4) if method == "prepare_upload" else result
 
 
 def test_every_method_of_the_protocol_is_tried_here() -> None:
@@ -214,6 +218,38 @@ def test_every_sticky_code_says_that_the_process_must_restart(
     bindings.failing["cuStreamSynchronize"] = code
     with pytest.raises(StickyCudaError, match="must be restarted"):
         driver.stream_synchronize(0x51)
+
+
+def test_a_part_is_the_same_bytes_of_both_sides(bindings: Bindings) -> None:
+    upload = CudaDriver().prepare_upload(Part(16, 2, 3, 4, 15, 6))
+    for device, host in ((100, 200), (300, 400)):
+        upload(device, host, 0x51)
+        name, (copy, stream) = bindings.calls[-1]
+        assert (name, stream) == ("cuMemcpy3DAsync", 0x51)
+        assert vars(copy) == {
+            "srcMemoryType": 1,
+            "srcHost": host + 16,
+            "srcPitch": 3,
+            "srcHeight": 5,
+            "dstMemoryType": 2,
+            "dstDevice": device + 16,
+            "dstPitch": 3,
+            "dstHeight": 5,
+            "WidthInBytes": 2,
+            "Height": 4,
+            "Depth": 6,
+        }
+
+
+def test_what_describes_a_part_is_in_the_bindings() -> None:
+    cu = pytest.importorskip("cuda.bindings.driver")
+    copy = cu.CUDA_MEMCPY3D()
+    for name in ("srcPitch", "srcHeight", "dstPitch", "dstHeight", "WidthInBytes", "Height"):
+        assert getattr(copy, name) == 0
+    copy.srcHost, copy.dstDevice, copy.Depth = 1 << 40, 1 << 41, 3
+    copy.srcMemoryType = cu.CUmemorytype.CU_MEMORYTYPE_HOST
+    copy.dstMemoryType = cu.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    assert (int(copy.srcHost), int(copy.dstDevice), copy.Depth) == (1 << 40, 1 << 41, 3)
 
 
 def test_running_out_of_memory_is_a_memory_error(bindings: Bindings) -> None:

@@ -24,6 +24,7 @@ from trt_runtime import (
     ShapeError,
     build_plan,
 )
+from trt_runtime.platform import HostPlatform
 from trt_runtime.yolov3 import Detections, Detector, surround, write_weights
 from trt_runtime.yolov3 import detector as detector_module
 from trt_runtime.yolov3.decode import decode
@@ -31,6 +32,7 @@ from trt_runtime.yolov3.preprocess import preprocess
 from trt_runtime.yolov3.suppress import suppress
 
 from ..models import reference
+from ..test_session import Recorder
 from . import small
 
 OPTIONS: dict[str, Any] = {"threshold": 0.4, "nms_threshold": 0.4}
@@ -322,6 +324,49 @@ def test_boxes_are_rehearsed_where_the_device_takes_long_enough(
         monkeypatch.setattr(detector_module, "perf_counter_ns", lambda: next(times))
         detector.detect(small.image())
         assert detector._has_time == has_time
+
+
+@pytest.mark.parametrize("in_graph", [True, "nms"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("page_locked", [True, False])
+def test_of_a_large_image_only_the_rows_that_are_read_cross(
+    in_graph: Any, batch: int, page_locked: bool
+) -> None:
+    """One in five of two, of 300 rows that become 60."""
+    recorder = Recorder()
+    size = (300, 480)
+    image = small.image(*size)
+    read = np.zeros(300, bool)
+    read[2::5] = read[3::5] = True
+    with (
+        Device(HostPlatform(recorder)) as device,
+        Detector(
+            small.model(batch=batch), in_graph=in_graph, image_size=size, device=device, **OPTIONS
+        ) as detector,
+    ):
+        assert_same(detector.detect(image), expected(image), tolerance=0.5)
+        given = image
+        if page_locked and batch == 1:
+            given = detector.session.input_buffers()["image"][0]
+            given[...] = image
+        want = detector.detect(given)
+        given[~read] = 255
+        recorder.calls.clear()
+        assert_same(detector.detect(given), want, tolerance=0)
+        assert recorder.calls.count("cuMemcpy3DAsync") == batch
+        assert "cuMemcpyHtoDAsync" not in recorder.calls
+        many = list(detector.detect_many([given] * 5))
+        for found in many:
+            assert_same(found, want, tolerance=0)
+
+
+def test_an_engine_that_was_made_elsewhere_is_given_whole_images(host: Device) -> None:
+    size = (300, 480)
+    graph = surround(small.model(), small.layout(), image=size)
+    image = small.image(*size)
+    with Detector(graph, device=host, **OPTIONS) as detector:
+        assert not detector.session._record.handle.pipeline.parts
+        assert_same(detector.detect(image), expected(image), tolerance=0.5)
 
 
 def test_whole_heads_are_not_rehearsed(host: Device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ from onnx import TensorProto, numpy_helper
 
 from trt_runtime import InputError
 from trt_runtime.build.precision import reduced
-from trt_runtime.yolov3 import Layout, surround
+from trt_runtime.platform.driver import Part
+from trt_runtime.yolov3 import Layout, in_graph, surround
 from trt_runtime.yolov3.decode import Candidates, decode, score
 from trt_runtime.yolov3.in_graph import (
     _STEPS,
@@ -25,10 +27,11 @@ from trt_runtime.yolov3.in_graph import (
     _Graph,
     _group_size,
     _suppress,
+    parts_read,
     read_selected,
     read_suppressed,
 )
-from trt_runtime.yolov3.preprocess import Fit, Placement, preprocess, resize
+from trt_runtime.yolov3.preprocess import Fit, Placement, neighbours, preprocess, resize
 from trt_runtime.yolov3.suppress import overlaps
 
 from ..models import make_model, reference
@@ -134,6 +137,60 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
         want = every.suppressed(0.4)
         assert 0 < len(want.scores) < len(every.scores)
         assert_same(Candidates(placement.to_network(got.boxes), *got[1:]), want)
+
+
+# Parts of an image -------------------------------------------------------------------------------
+
+
+def bytes_of(parts: list[Part], nbytes: int) -> np.ndarray:
+    """How often each byte is copied."""
+    times = np.zeros(nbytes, np.intp)
+    for part in parts:
+        for begin in range(0, part.slices * part.slice_pitch, part.slice_pitch):
+            for row in range(begin, begin + part.rows * part.pitch, part.pitch):
+                times[part.offset + row : part.offset + row + part.width] += 1
+    return times
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 8), st.integers(1, 3))
+@settings(max_examples=200, deadline=None)
+def test_the_rows_that_the_resize_reads_cross_once_and_no_others(
+    unit: int, lines: int, points: int, batch: int
+) -> None:
+    placement = Placement((unit * lines, 5), (unit * points, 2), (0, 0))
+    with mock.patch.object(in_graph, "_COPY_BYTES", 1):
+        parts = parts_read(placement, batch)
+    nbytes = unit * lines * 15
+    if parts:
+        first, second, _ = neighbours(unit * lines, unit * points)
+        read = np.zeros((batch, unit * lines, 15), np.intp)
+        read[:, np.concatenate([first, second])] = 1
+        np.testing.assert_array_equal(bytes_of(parts, batch * nbytes), read.ravel())
+        assert sum(part.nbytes for part in parts) < batch * nbytes
+        assert all(part.slice_pitch % part.pitch == 0 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("image", "side", "copies", "share"),
+    [
+        ((1080, 1920), 608, 3, 19 / 30),
+        ((2160, 3840), 608, 7, 19 / 60),
+        ((1440, 2560), 608, 5, 19 / 40),
+        ((1080, 1920), 416, 5, 13 / 30),
+        ((1080, 1920), 320, 1, 1 / 3),
+        ((720, 1280), 608, 0, 0),  # nearly all rows are read
+        ((1536, 2048), 608, 0, 0),  # rows at distances that do not repeat
+        ((480, 640), 608, 0, 0),
+        ((100, 100), 608, 0, 0),
+    ],
+)
+def test_how_much_of_a_cameras_image_crosses(
+    image: tuple[int, int], side: int, copies: int, share: float
+) -> None:
+    parts = parts_read(Placement.of(image, (side, side), "letterbox"), 1)
+    assert len(parts) == copies
+    nbytes = image[0] * image[1] * 3
+    assert sum(part.nbytes for part in parts) == pytest.approx(share * nbytes)
 
 
 # Suppressing -------------------------------------------------------------------------------------

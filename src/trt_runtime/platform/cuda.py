@@ -11,7 +11,16 @@ import os
 from typing import Any
 
 from ..errors import ForkedProcessError, NoDeviceError
-from .driver import DEINITIALIZED, NO_DEVICE, NOT_INITIALIZED, NOT_READY, SUCCESS, cuda_error
+from .driver import (
+    DEINITIALIZED,
+    NO_DEVICE,
+    NOT_INITIALIZED,
+    NOT_READY,
+    SUCCESS,
+    Part,
+    Upload,
+    cuda_error,
+)
 
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every context, not only this one
 _INSTALL_DRIVER = "Install NVIDIA's display driver (nvidia-smi must work), or choose device='host'."
@@ -175,6 +184,23 @@ class CudaDriver:
         status = self._cu.cuMemcpyHtoDAsync(device, host, nbytes, stream)[0]
         if status is not self._success:
             self._check(status, "cuMemcpyHtoDAsync")
+
+    def prepare_upload(self, part: Part) -> Upload:
+        cu = self._cu
+        copy = cu.CUDA_MEMCPY3D()
+        copy.srcMemoryType = cu.CUmemorytype.CU_MEMORYTYPE_HOST
+        copy.dstMemoryType = cu.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcPitch = copy.dstPitch = part.pitch
+        copy.srcHeight = copy.dstHeight = part.slice_pitch // part.pitch
+        copy.WidthInBytes, copy.Height, copy.Depth = part.width, part.rows, part.slices
+
+        def upload(device: int, host: int, stream: int) -> None:
+            copy.srcHost, copy.dstDevice = host + part.offset, device + part.offset
+            status = cu.cuMemcpy3DAsync(copy, stream)[0]
+            if status is not self._success:
+                self._check(status, "cuMemcpy3DAsync")
+
+        return upload
 
     def memcpy_dtoh_async(self, host: int, device: int, nbytes: int, stream: int) -> None:
         status = self._cu.cuMemcpyDtoHAsync(host, device, nbytes, stream)[0]

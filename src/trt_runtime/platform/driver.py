@@ -8,7 +8,8 @@ Implementations: `cuda.CudaDriver` over ``cuda.bindings.driver``, and `host.driv
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,48 @@ def host_bytes(address: int, nbytes: int) -> NDArray[np.uint8]:
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
 
+class Part(NamedTuple):
+    """Rows of a tensor's memory at regular distances, and slices of such rows: what one copy takes.
+
+    Attributes
+    ----------
+    offset : int
+        Where the first row begins, in bytes.
+    width, pitch : int
+        A row's length and the distance to the next one, in bytes; rows do not overlap.
+    rows : int
+    slice_pitch : int
+        The distance to the next slice in bytes, a multiple of ``pitch``; nor do slices.
+    slices : int
+    """
+
+    offset: int
+    width: int
+    pitch: int
+    rows: int
+    slice_pitch: int
+    slices: int
+
+    @classmethod
+    def whole(cls, nbytes: int) -> Part:
+        """All of so many bytes."""
+        return cls(0, nbytes, nbytes, 1, nbytes, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are copied."""
+        return self.width * self.rows * self.slices
+
+    @property
+    def span(self) -> int:
+        """From the first byte to the last one."""
+        return self.slice_pitch * (self.slices - 1) + self.pitch * (self.rows - 1) + self.width
+
+
+#: Copies from the host to the device: of the addresses of both sides, and a stream.
+Upload = Callable[[int, int, int], None]
+
+
 class Driver(Protocol):
     """What a CUDA driver does for the layers above the seam."""
 
@@ -92,6 +135,9 @@ class Driver(Protocol):
     def mem_host_alloc(self, nbytes: int) -> int: ...
     def mem_host_free(self, address: int) -> None: ...
     def memcpy_htod_async(self, device: int, host: int, nbytes: int, stream: int) -> None: ...
+    def prepare_upload(self, part: Part) -> Upload:
+        """A `memcpy_htod_async` of a part of what is at both addresses, for a thread at a time."""
+
     def memcpy_dtoh_async(self, host: int, device: int, nbytes: int, stream: int) -> None: ...
     def memcpy_dtod_async(self, target: int, source: int, nbytes: int, stream: int) -> None: ...
     def memset_d8_async(self, device: int, value: int, nbytes: int, stream: int) -> None: ...

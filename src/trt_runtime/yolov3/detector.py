@@ -28,9 +28,11 @@ from .detections import Detections
 from .images import load_image, read_images
 from .in_graph import (
     FLOAT32_LAYERS,
+    INPUT,
     SELECTED,
     SUPPRESSED,
     crowd,
+    parts_read,
     read_selected,
     read_suppressed,
     surround,
@@ -86,8 +88,8 @@ class Detector(Owned):
         come out, see `surround`; with "nms" suppression as well, which leaves Python the least to
         do. An engine that was built so is recognised.
     image_size : tuple of int, optional
-        Height and width of every image, for ``in_graph``: the engine resizes as well. Without it
-        images of any size are resized here.
+        Height and width of every image, for ``in_graph``: the engine resizes as well, and only the
+        rows that it reads cross to the device. Without it images of any size are resized here.
     candidates : int
         For ``in_graph``: how many boxes come out at most, before suppression.
     batch : int
@@ -161,7 +163,8 @@ class Detector(Owned):
         if image_size is not None and not in_graph:
             raise InputError("image_size is for in_graph=True: otherwise an image has any size")
         model, self.layout = _read(model, cfg, names, batch)
-        Placement.of(image_size or (1, 1), (self.layout.height, self.layout.width), fit)
+        network = (self.layout.height, self.layout.width)
+        Placement.of(image_size or (1, 1), network, fit)
         if in_graph:
             model = surround(
                 _model(model),
@@ -179,10 +182,12 @@ class Detector(Owned):
             self.session = stack.enter_context(Session(model, **session))
             self.session._be_part()
             self._input = spec = _input_of(self.session, self.layout)
+            if in_graph and image_size is not None:
+                parts = parts_read(Placement.of(image_size, network, fit), spec.shape[0])
+                self.session._upload_only({INPUT: parts})
             _check_outputs(self.session, self.layout)
             largest = [profile.max[0] for profile in spec.profiles]
             self._batch = spec.shape[0] if spec.shape[0] != -1 else max(largest)
-            network = (self.layout.height, self.layout.width)
             size = (spec.shape[1], spec.shape[2])
             takes_bytes = spec.dtype == np.uint8
             self._camera = size if takes_bytes and size != network else None

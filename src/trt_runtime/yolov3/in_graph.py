@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError, ModelError
+from ..platform.driver import Part
 from ..tensor import TensorSpec
 from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_in_image, score
 from .layout import Layout
@@ -56,6 +57,8 @@ _MOST_SUPPRESSED = 1024
 #: How often it is looked at which boxes are hidden: once more for each that is hidden by one that
 #: is hidden itself, and so on. Where that does not settle it, the host does.
 _STEPS = 3
+#: What a copy costs beside its bytes, in bytes: 4 µs at the 50 GB/s of an H100's link.
+_COPY_BYTES = 200_000
 #: From here on the operators below have the form that they are used in.
 _OLDEST_OPSET = 13
 
@@ -127,6 +130,40 @@ def surround(
             helper.make_tensor_value_info(SELECTED[1], TensorProto.INT32, [batch, count]),
         ]
     return _joined(model, graph, [batch, *placement.image, 3], source, outputs)
+
+
+def parts_read(placement: Placement, batch: int) -> list[Part]:
+    """The copies that bring what the graph reads of its images; none if the whole had better cross.
+
+    Resizing to less than half reads two neighbouring rows for each that it makes, and leaves others
+    out. That repeats: of 1080 rows to 342, every 60 become 19. The pairs at equal distances within
+    a period are one copy in all periods, here three for an image; one for each pair would take
+    eight times as long as the image (benchmarks/results/2026-11-27-uploads.md).
+    """
+    height, width = placement.image
+    first, second, _ = neighbours(height, placement.size[0])
+    periods = math.gcd(height, placement.size[0])
+    lines, row = height // periods, width * 3
+    starts = first.reshape(periods, -1)
+    begins = np.arange(0, height, lines)[:, None]
+    if not ((starts == starts[0] + begins).all() and (second == first + 1).all()):
+        return []
+    parts = []
+    at = starts[0].tolist()
+    while at:
+        step = at[1] - at[0] if len(at) > 1 else lines
+        run = 1
+        while run < len(at) and at[run] - at[run - 1] == step:
+            run += 1
+        if step < 2 or lines % step:
+            return []
+        parts.append(Part(at[0] * row, 2 * row, step * row, run, lines * row, periods))
+        del at[:run]
+    left_out = height * row - sum(part.nbytes for part in parts)
+    if left_out < len(parts) * _COPY_BYTES:
+        return []
+    images = range(0, batch * height * row, height * row)
+    return [part._replace(offset=part.offset + image) for image in images for part in parts]
 
 
 def read_selected(
@@ -353,8 +390,8 @@ def _between(
     first, second, share = neighbours(placement.image[axis], count)
     inside = np.ones(count, np.float32)
     return (
-        np.pad(first, beside),
-        np.pad(second, beside),
+        np.pad(first, beside, mode="edge"),
+        np.pad(second, beside, mode="edge"),
         np.pad(share, beside),
         np.pad(inside, beside),
     )

@@ -19,6 +19,7 @@ import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ from ..driver import (
     NOT_READY,
     OUT_OF_MEMORY,
     PER_THREAD_STREAM,
+    Part,
+    Upload,
     cuda_error,
     host_bytes,
 )
@@ -360,23 +363,33 @@ class HostDriver:
         return host_bytes(address, nbytes), False
 
     def memcpy_htod_async(self, device: int, host: int, nbytes: int, stream: int) -> None:
-        call = "cuMemcpyHtoDAsync"
+        self._upload("cuMemcpyHtoDAsync", Part.whole(nbytes), device, host, stream)
+
+    def prepare_upload(self, part: Part) -> Upload:
+        if part.width > part.pitch or part.pitch * part.rows > part.slice_pitch:
+            raise cuda_error(
+                INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "cuMemcpy3DAsync", f"{part} overlaps"
+            )
+        return partial(self._upload, "cuMemcpy3DAsync", part)
+
+    def _upload(self, call: str, part: Part, device: int, host: int, stream: int) -> None:
         self._enter_context(call)
-        source, pinned = self._host_view(host, nbytes, call)
+        target, origin = ((at + part.offset, part.span) for at in (device, host))
+        source, pinned = self._host_view(*origin, call)
         if not pinned:  # the driver stages pageable memory before it returns
             source = source.copy()
 
         def copy() -> None:
-            self.view(device, nbytes, call)[:] = source
+            _rows_of(self.view(*target, call), part)[...] = _rows_of(source, part)
 
         self._enqueue(
             stream,
             Operation(
                 call,
                 copy,
-                reads=[(host, nbytes)] if pinned else [],
-                writes=[(device, nbytes)],
-                host_source=(host, nbytes) if pinned else None,
+                reads=[origin] if pinned else [],
+                writes=[target],
+                host_source=origin if pinned else None,
             ),
         )
 
@@ -728,3 +741,10 @@ class HostDriver:
             raise self._missing(call, "graph", graph)
         self.ledger.close(state.entry, call)
         self._enter_context(call)
+
+
+def _rows_of(data: Bytes, part: Part) -> Bytes:
+    """What a part takes of memory that begins with it: (slices, rows, bytes)."""
+    return np.lib.stride_tricks.as_strided(
+        data, (part.slices, part.rows, part.width), (part.slice_pitch, part.pitch, 1)
+    )
