@@ -98,7 +98,6 @@ class Flight:
         "error",
         "held",
         "lane",
-        "meanwhile",
         "results",
         "serial",
         "targets",
@@ -115,8 +114,6 @@ class Flight:
         #: Other libraries' device memory, which is theirs again when the flight has ended.
         self.borrowed: Sequence[BorrowedArray] = ()
         self.results: Results | None = None
-        #: What to do while waiting, by whoever would only ask otherwise.
-        self.meanwhile: Callable[[], object] | None = None
         #: Whether a thread waits for its end, or it has ended.
         self.claimed = False
         self.ended = False
@@ -554,8 +551,6 @@ class Track:
         """
         slot, driver = self.slot, self.slot.driver
         if slot.asks and not flight.lane.brief and threading.active_count() == 1:
-            if flight.meanwhile is not None:
-                flight.meanwhile()
             while not driver.stream_query(self.handle):
                 pass
         else:

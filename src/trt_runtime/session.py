@@ -249,29 +249,17 @@ class Session(Owned):
         before their consumer. An input in page-locked memory must then not change until the
         results are there; any other may.
         """
-        return self._infer(arrays, named, outputs)
-
-    __call__ = infer
-
-    def _infer(
-        self,
-        arrays: tuple[Any, ...],
-        named: Mapping[str, Any],
-        outputs: Targets | None = None,
-        *,
-        meanwhile: Callable[[], object] | None = None,
-    ) -> Outputs:
-        """As `infer`; with something to do, once, where this thread would only ask for the end."""
         primary = self._primary
         with self._record as opened:
             previous = primary.enter()  # as `current`, without an object for each call
             try:
                 flight: Flight = opened.pipeline.submit(*self._arrange(arrays, named, outputs))
-                flight.meanwhile = meanwhile
                 return flight.finish()
             finally:
                 if previous is not None:
                     primary.leave(previous)
+
+    __call__ = infer
 
     def infer_async(
         self, *arrays: Any, outputs: Targets | None = None, **named: Any

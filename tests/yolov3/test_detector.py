@@ -26,7 +26,6 @@ from trt_runtime import (
 )
 from trt_runtime.platform import HostPlatform
 from trt_runtime.yolov3 import Detections, Detector, surround, write_weights
-from trt_runtime.yolov3 import detector as detector_module
 from trt_runtime.yolov3.decode import decode
 from trt_runtime.yolov3.preprocess import preprocess
 from trt_runtime.yolov3.suppress import suppress
@@ -278,55 +277,6 @@ def test_the_graph_finds_what_numpy_finds(host: Device, in_graph: Any, batch: in
 
 
 @pytest.mark.parametrize("in_graph", [True, "nms"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_while_the_device_works_the_boxes_of_a_crowd_are_made(
-    host: Device, monkeypatch: pytest.MonkeyPatch, in_graph: Any, batch: int
-) -> None:
-    made: list[int] = []
-    interpret = Detector._interpret
-
-    def counted(self: Detector, *arguments: Any) -> list[Detections]:
-        found = interpret(self, *arguments)
-        made.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr(Detector, "_interpret", counted)
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    model = small.model(batch=batch)
-    with Detector(model, in_graph=in_graph, device=host, **OPTIONS) as detector:
-        want = detector.detect(small.image())
-        detector._has_time = True
-        made.clear()
-        assert_same(detector.detect(small.image()), want)
-        crowd, found = made
-        assert found == len(want)
-        assert crowd >= 20
-        # Other threads want the interpreter meanwhile.
-        monkeypatch.setattr(threading, "active_count", lambda: 2)
-        detector._has_time = True
-        made.clear()
-        detector.detect(small.image())
-        assert made == [found]
-
-
-@pytest.mark.parametrize(
-    ("device_ns", "boxes_ns", "has_time"), [(900, 100, True), (300, 100, False)]
-)
-def test_boxes_are_rehearsed_where_the_device_takes_long_enough(
-    host: Device,
-    monkeypatch: pytest.MonkeyPatch,
-    device_ns: int,
-    boxes_ns: int,
-    has_time: bool,
-) -> None:
-    with Detector(small.model(), in_graph=True, device=host, **OPTIONS) as detector:
-        times = iter((0, device_ns, device_ns + boxes_ns))
-        monkeypatch.setattr(detector_module, "perf_counter_ns", lambda: next(times))
-        detector.detect(small.image())
-        assert detector._has_time == has_time
-
-
-@pytest.mark.parametrize("in_graph", [True, "nms"])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("page_locked", [True, False])
 def test_of_a_large_image_only_the_rows_that_are_read_cross(
@@ -367,13 +317,6 @@ def test_an_engine_that_was_made_elsewhere_is_given_whole_images(host: Device) -
     with Detector(graph, device=host, **OPTIONS) as detector:
         assert not detector.session._record.handle.pipeline.parts
         assert_same(detector.detect(image), expected(image), tolerance=0.5)
-
-
-def test_whole_heads_are_not_rehearsed(host: Device) -> None:
-    with Detector(small.model(), device=host, **OPTIONS) as detector:
-        assert detector._rehearsal is None
-        detector._has_time = True
-        assert_same(detector.detect(small.image()), expected(small.image()))
 
 
 def test_boxes_that_the_graph_makes_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,7 +295,19 @@ def test_boxes_in_a_row_hide_every_second_one(length: int, opset: int) -> None:
     assert len(want.scores) == -(-length // 2)
     np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6)
     np.testing.assert_allclose(got.boxes, want.boxes, atol=1e-3)
-    assert bool(outputs["detections"][0, -1, 1]) == (length > _STEPS)
+    undecided = outputs["detections"][0, -1, 1]
+    if length <= _STEPS:
+        assert undecided == 0
+        return
+    # From the first on that is hidden by so long a row of others.
+    every = score(numbers[0], cells, places, 0.1)
+    assert undecided == pytest.approx(every.scores[_STEPS], rel=1e-6)
+    with mock.patch.object(Candidates, "suppressed", side_effect=AssertionError):
+        threshold = (every.scores[_STEPS - 1] + every.scores[_STEPS]) / 2
+        (better,) = read_suppressed(outputs, length, threshold=threshold, nms_threshold=0.55)
+        assert len(better.scores) == -(-_STEPS // 2)
+        with pytest.raises(AssertionError):
+            read_suppressed(outputs, length, threshold=undecided, nms_threshold=0.55)
 
 
 # Choosing ----------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +30,6 @@ from .in_graph import (
     INPUT,
     SELECTED,
     SUPPRESSED,
-    crowd,
     parts_read,
     read_selected,
     read_suppressed,
@@ -44,9 +42,6 @@ from .suppress import check_nms_threshold
 StrPath = str | os.PathLike[str]
 
 _PLANS = (".engine", ".plan")
-
-#: How much longer than its results' boxes the device must take, for these to be rehearsed.
-_TIME_TO_REHEARSE = 4
 
 #: Page-locked inputs that are kept for the next call at most.
 _KEPT_INPUTS = 16
@@ -110,10 +105,6 @@ class Detector(Owned):
     -----
     Safe from any thread.
 
-    With ``in_graph``, and if no other Python thread runs, `detect` makes boxes of made-up results
-    while it waits for the device: the code and the tables that the real ones take are at hand then
-    (benchmarks/results/2026-11-24-h200-detect.md).
-
     Examples
     --------
     >>> with Detector("yolov3.weights", cfg="yolov3.cfg") as detector:   # doctest: +SKIP
@@ -124,12 +115,10 @@ class Detector(Owned):
     __slots__ = (
         "_batch",
         "_camera",
-        "_has_time",
         "_input",
         "_placement",
         "_places",
         "_ready",
-        "_rehearsal",
         "fit",
         "layout",
         "nms_threshold",
@@ -199,10 +188,6 @@ class Detector(Owned):
                 self._places = places_in_image(self._places, placement)
             #: The shape of an image that is what the engine takes.
             self._ready = spec.shape[1:] if takes_bytes and self._batch == 1 else None
-            #: Results as the engine's, to make boxes of.
-            self._rehearsal = crowd(self.session.outputs, self.layout)
-            #: Whether the last image would have left the time for it.
-            self._has_time = False
             stack.pop_all()
             self._own(
                 deque(maxlen=_KEPT_INPUTS),
@@ -231,14 +216,7 @@ class Detector(Owned):
                 array = load_image(image)
                 self._check(array)
                 group = self._prepare([array], kept)
-            began = perf_counter_ns()
-            outputs = self.session._infer(
-                (group.array,), {}, meanwhile=self._rehearse if self._has_time else None
-            )
-            landed = perf_counter_ns()
-            found = self._interpret(group, outputs)[0]
-            spent = perf_counter_ns() - landed
-            self._has_time = landed - began > _TIME_TO_REHEARSE * spent
+            found = self._interpret(group, self.session.infer(group.array))[0]
             self._keep(group)
             return found
 
@@ -353,12 +331,6 @@ class Detector(Owned):
             self._place(found, placement)
             for found, placement in zip(self._read(outputs), group.placements, strict=False)
         ]
-
-    def _rehearse(self) -> None:
-        if self._rehearsal is not None:
-            assert self._placement is not None
-            placements = (self._placement,) * self._batch
-            self._interpret(_Group(np.empty(0), None, placements), self._rehearsal)
 
     def _read(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:
         """What each image shows, best first."""

@@ -26,7 +26,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError, ModelError
 from ..platform.driver import Part
-from ..tensor import TensorSpec
 from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_in_image, score
 from .layout import Layout
 from .preprocess import PADDING, Fit, Placement, neighbours
@@ -37,12 +36,12 @@ logger = logging.getLogger("trt_runtime")
 #: The input, uint8 (batch, height, width, 3), RGB.
 INPUT = "image"
 #: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
-#: (batch, candidates), counted through the heads as `decode` orders its boxes.
+#: (batch, candidates), as `Layout.places` counts them.
 SELECTED = ("candidates", "cells")
 #: The output with ``nms=True``, float32 (batch, candidates + 1, 6): each box's left, top, right and
 #: bottom in pixels of `INPUT`, its score, negative if a better box hides it, and its class. The
-#: last row is about the others: the lowest objectness that was looked at, 1 if `_settle` did not
-#: come to an end, and a negative score.
+#: last row is about the others: the lowest objectness that was looked at, the best score for which
+#: `_settle` did not decide, or 0, and a negative score.
 SUPPRESSED = ("detections",)
 
 _PREFIX = "trt_runtime/"
@@ -216,49 +215,19 @@ def read_suppressed(
     """
     found = []
     for rows in outputs[SUPPRESSED[0]]:
-        lowest, unsettled = rows[-1, :2].tolist()
+        lowest, undecided = rows[-1, :2].tolist()
         rows = rows[:-1]
         if lowest >= threshold and len(rows) < cells:
             _warn_of_missing(len(rows))
-        scores = np.abs(rows[:, 4]) if unsettled else rows[:, 4]
+        settled = undecided < threshold  # what is worse does not matter to what is better
+        scores = rows[:, 4] if settled else np.abs(rows[:, 4])
         # What is not a number comes last, and passes no threshold.
         best = (-scores).argsort(kind="stable")[: np.count_nonzero(scores >= threshold)]
         columns = rows.T.take(best, axis=1)  # NumPy is faster along rows than across pairs
         classes = columns[5].astype(np.intp)
         candidates = Candidates(columns[:4].T, scores.take(best), classes)
-        found.append(candidates.suppressed(nms_threshold) if unsettled else candidates)
+        found.append(candidates if settled else candidates.suppressed(nms_threshold))
     return found
-
-
-def crowd(outputs: Sequence[TensorSpec], layout: Layout) -> dict[str, NDArray[Any]] | None:
-    """What an engine could give for images that show many objects; None if it is not `surround`'s.
-
-    Parameters
-    ----------
-    outputs : sequence of TensorSpec
-        The engine's.
-    layout : Layout
-    """
-    names = {spec.name for spec in outputs}
-    if names not in ({*SELECTED}, {*SUPPRESSED}) or any(spec.is_dynamic for spec in outputs):
-        return None
-    arrays = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in outputs}
-    if names == {*SELECTED}:
-        numbers, cells = (arrays[name] for name in SELECTED)
-        few = _few(numbers.shape[1])
-        numbers[:, few, 4] = numbers[:, few, 5 + few % len(layout.names)] = LARGEST_EXPONENT
-        cells[:] = np.arange(cells.shape[1])
-    else:
-        (rows,) = arrays.values()
-        few = _few(rows.shape[1] - 1)
-        rows[:, few] = np.stack([few, few, few + 1, few + 1, few >= 0, few % 2], axis=1)
-        rows[:, -1, 4] = -1
-    return arrays
-
-
-def _few(candidates: int) -> NDArray[np.intp]:
-    """Which of them are objects."""
-    return np.arange(min(candidates // 2, 32))
 
 
 def _warn_of_missing(count: int) -> None:
@@ -473,16 +442,18 @@ def _suppress(
     numbers = _apart(graph, numbers, [batch, count, 5 + len(layout.names)])
     graph.prefix = _BOXES
     boxes = _boxes(graph, layout, placement, numbers, cells)
-    stays, unsettled = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
+    stays, undecided = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
+    scores = graph.part(boxes, 4, 5)
     # 1 becomes 1 and 0 becomes -1.
     sign = graph.node("Add", [stays, stays])
     sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
-    signed = graph.node("Mul", [graph.part(boxes, 4, 5), sign])
+    signed = graph.node("Mul", [scores, sign])
     parts = [graph.part(boxes, 0, 4), signed, graph.part(boxes, 5, 6)]
     rows = graph.node("Concat", parts, axis=2)
     least = graph.node("Sigmoid", [graph.part(graph.part(numbers, -1, count, 1), 4, 5)])
     rest = graph.constant(np.tile([0, 0, -1, 0], (batch, 1, 1)), np.float32)
-    about = graph.node("Concat", [least, unsettled, rest], axis=2)
+    best_undecided = graph.maximum(graph.node("Mul", [undecided, scores]), 1, keep=True)
+    about = graph.node("Concat", [least, best_undecided, rest], axis=2)
     graph.node("Concat", [rows, about], SUPPRESSED[0], axis=1)
 
 
@@ -566,12 +537,12 @@ def _area(graph: _Graph, corners: Sequence[str]) -> str:
 
 
 def _settle(graph: _Graph, hides: str, count: int) -> tuple[str, str]:
-    """1 for each box that stays, or 0, (batch, candidates, 1), and 1 if one may be wrong.
+    """1 for each box that stays, or 0, and 1 where that may be wrong: (batch, candidates, 1) both.
 
     A box stays unless a better one stays that hides it: only one choice of boxes is like that.
-    To begin with all of them stay, and each step applies the rule to the one before it. So the
-    best box is right from the first step on, and every step settles more of them; and if a step
-    changes nothing, all are right.
+    To begin with all of them stay, which is too many, and each step applies the rule to the one
+    before it: of too many too few stay, and of too few too many. So where two steps agree they are
+    right.
     """
     one = graph.constant(1, np.float32)
     stays = graph.node("Sub", [one, graph.maximum(hides, 2, keep=True)])
@@ -580,8 +551,7 @@ def _settle(graph: _Graph, hides: str, count: int) -> tuple[str, str]:
         others = graph.node("Reshape", [stays, graph.constant([0, 1, count])])
         hidden = graph.maximum(graph.node("Mul", [hides, others]), 2, keep=True)
         before, stays = stays, graph.node("Sub", [one, hidden])
-    differ = graph.node("Abs", [graph.node("Sub", [stays, before])])
-    return stays, graph.maximum(differ, 1, keep=True)
+    return stays, graph.node("Abs", [graph.node("Sub", [stays, before])])
 
 
 def _count_cells(layout: Layout) -> int:
