@@ -137,7 +137,7 @@ def parts_read(placement: Placement, batch: int) -> list[Part]:
     Resizing to less than half reads two neighbouring rows for each that it makes, and leaves others
     out. That repeats: of 1080 rows to 342, every 60 become 19. The pairs at equal distances within
     a period are one copy in all periods, here three for an image; one for each pair would take
-    eight times as long as the image (benchmarks/results/2026-11-27-uploads.md).
+    eight times as long as the image (benchmarks/results/2026-11-28-h100-copies.md).
     """
     height, width = placement.image
     first, second, _ = neighbours(height, placement.size[0])
