@@ -80,8 +80,9 @@ BRIEF_BYTES = 64 << 10
 #: 2026-11-28-h100-copies.md: 16.7 µs in place of 24.0 for 16 KiB; but 357 in place of 60 for 1 MB).
 DIRECT_BYTES = 16 << 10
 #: Beyond it, what other contexts compute fills the time of one's copies, and whole graphs, which
-#: have fewer steps, are faster (the same file, by benchmarks/overlap.py: with six, 1.011 against
-#: 1.001 of a loop by hand; with three, 1.026 against 1.053).
+#: have fewer steps, are faster (benchmarks/results/2026-11-24-h200-speed.md, by
+#: benchmarks/overlap.py: with six, 1.011 against 1.001 of a loop by hand; with three, 1.026 against
+#: 1.053).
 OVERLAPPED_CONTEXTS = 4
 
 _next_serial = itertools.count().__next__
@@ -521,7 +522,7 @@ class Track:
                 try:
                     if results is not None and results.lends:
                         arrays = results.lend()  # made while the device works
-                    self._wait(flight)
+                    self._wait(flight.lane)
                 except BaseException:
                     driver.stream_synchronize(self.handle)  # as `ownership.insist`, and cheaper
                     raise
@@ -541,7 +542,7 @@ class Track:
                 raise
             self.leave(flight)
 
-    def _wait(self, flight: Flight) -> None:
+    def _wait(self, lane: Lane) -> None:
         """Block until the device has done what is on the track.
 
         By asking again and again, if no other Python thread wants the interpreter: after a
@@ -550,7 +551,7 @@ class Track:
         processor is busy either way. What is brief is seldom long under way.
         """
         slot, driver = self.slot, self.slot.driver
-        if slot.asks and not flight.lane.brief and threading.active_count() == 1:
+        if slot.asks and not lane.brief and threading.active_count() == 1:
             while not driver.stream_query(self.handle):
                 pass
         else:
