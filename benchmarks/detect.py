@@ -183,6 +183,16 @@ def bare(detector: Detector, image: np.ndarray, clock: Clock) -> dict[str, Milli
         return {"graph": clock.measure(lane.floor), "compute": clock.measure(compute)}
 
 
+def steadiness(detector: Detector, image: np.ndarray, count: int) -> dict[str, int]:
+    """How many of so many inferences gave the first one's bits, and left boxes to the host."""
+    group = detector._prepare([image], [])  # type: ignore[arg-type]
+    results = [detector.session.infer(group.array) for _ in range(count)]
+    same = [all(map(np.array_equal, each.values(), results[0].values())) for each in results]
+    (name,) = in_graph.SUPPRESSED
+    undecided = [each[name][0, -1, 1] >= detector.threshold for each in results if name in each]
+    return {"inferences": count, "same": sum(same), "undecided": int(np.sum(undecided))}
+
+
 def difference(got: Detections, want: Detections) -> dict[str, Any]:
     """How far the same objects' boxes are apart, in pixels of the image."""
     near = [
@@ -283,7 +293,7 @@ def table(found: Mapping[str, Any]) -> str:
     for row in found["throughput"]:
         lines.append(f"| {row['way']} | {row['contexts']} | {row['images']} | {row['per_s']:.0f} |")
     lines += ["", "Boxes against those of the host device in float32, found the NumPy way:"]
-    lines += [f"- {way}: {f['same']}" for way, f in found["ways"].items()]
+    lines += [f"- {way}: {f['same']}, {f.get('steady', '')}" for way, f in found["ways"].items()]
     for way, figures in found["ways"].items():
         if figures.get("added"):
             total = sum(figures["added"].values())
@@ -349,6 +359,8 @@ def main() -> None:
                 found["ways"][way] = figures
                 detector.detect(image)
                 figures["same"] = difference(detector.detect(image), want)
+                if way != "numpy":
+                    figures["steady"] = steadiness(detector, image, min(rounds, 50))
                 if way == "numpy":
                     figures["steps"] = by_numpy(detector, image, clock)
                 else:
