@@ -552,8 +552,7 @@ class Track:
         """
         slot, driver = self.slot, self.slot.driver
         if slot.asks and not lane.brief and threading.active_count() == 1:
-            while not driver.stream_query(self.handle):
-                pass
+            driver.stream_poll(self.handle)
         else:
             driver.stream_synchronize(self.handle)
 

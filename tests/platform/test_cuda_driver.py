@@ -154,6 +154,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], str]] = {
     "stream_is_blocking": ((0x51,), "cuStreamGetFlags"),
     "stream_synchronize": ((0x51,), "cuStreamSynchronize"),
     "stream_query": ((0x51,), "cuStreamQuery"),
+    "stream_poll": ((0x51,), "cuStreamQuery"),
     "stream_wait_event": ((0x51, 0xE1), "cuStreamWaitEvent"),
     "event_create": ((False,), "cuEventCreate"),
     "event_destroy": ((0xE1,), "cuEventDestroy"),
@@ -284,6 +285,20 @@ def test_a_device_that_cannot_be_had_names_that_call(bindings: Bindings) -> None
             call(driver, method)
 
 
+@pytest.mark.parametrize("same_object", [True, False])
+def test_polling_asks_until_the_work_is_finished(
+    bindings: Bindings, monkeypatch: pytest.MonkeyPatch, same_object: bool
+) -> None:
+    driver = CudaDriver()
+    busy = driver._not_ready if same_object else Status(600)
+    answers = [(busy,)] * 3 + [(Status(0),), (Status(700),)]
+    monkeypatch.setattr(bindings, "cuStreamQuery", lambda _: answers.pop(0), raising=False)
+    driver.stream_poll(0x51)
+    assert len(answers) == 1
+    with pytest.raises(StickyCudaError):
+        driver.stream_poll(0x51)
+
+
 @pytest.mark.parametrize("what", ["stream", "event"])
 def test_unfinished_work_is_an_answer_and_no_error(bindings: Bindings, what: str) -> None:
     driver = CudaDriver()
@@ -293,7 +308,9 @@ def test_unfinished_work_is_an_answer_and_no_error(bindings: Bindings, what: str
     assert query(0x51) is False
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.endswith("_query")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if not name.endswith(("_query", "_poll"))]
+)
 def test_not_ready_is_an_error_everywhere_else(bindings: Bindings, method: str) -> None:
     driver = CudaDriver()
     bindings.failing[METHODS[method][1]] = 600

@@ -241,9 +241,16 @@ class CudaDriver:
         self._check(status, call)
         return True
 
-    def stream_query(self, stream: int) -> bool:  # again and again: see `Track._wait`
-        status = self._cu.cuStreamQuery(stream)[0]
-        return status is not self._not_ready and self._query(status, "cuStreamQuery")
+    def stream_query(self, stream: int) -> bool:
+        return self._query(self._cu.cuStreamQuery(stream)[0], "cuStreamQuery")
+
+    def stream_poll(self, stream: int) -> None:
+        query, not_ready = self._cu.cuStreamQuery, self._not_ready
+        status = query(stream)[0]
+        # The bindings' own object, mostly; comparing it takes as long as asking.
+        while status is not_ready or status == NOT_READY:
+            status = query(stream)[0]
+        self._check(status, "cuStreamQuery")
 
     def stream_wait_event(self, stream: int, event: int) -> None:
         status = self._cu.cuStreamWaitEvent(stream, event, 0)[0]

@@ -154,6 +154,9 @@ class Driver(Protocol):
     def stream_query(self, stream: int) -> bool:
         """Whether everything enqueued so far has finished."""
 
+    def stream_poll(self, stream: int) -> None:
+        """Wait for everything enqueued so far by asking again and again."""
+
     def stream_wait_event(self, stream: int, event: int) -> None: ...
     def event_create(self, timing: bool, blocking: bool = False) -> int:
         """An event; a thread that waits for a ``blocking`` one sleeps, and does not spin."""

@@ -589,6 +589,10 @@ class HostDriver:
         queue.step()
         return queue.idle
 
+    def stream_poll(self, stream: int) -> None:
+        while not self.stream_query(stream):
+            pass
+
     def stream_wait_event(self, stream: int, event: int) -> None:
         call = "cuStreamWaitEvent"
         self._enter_context(call)
