@@ -120,7 +120,7 @@ def test_any_bit_of_a_sidecar_counts() -> None:
     key, data = EngineKey(parts).digest, sidecar.to_bytes()
     assert Sidecar.from_bytes(data, key) == sidecar
 
-    @settings(max_examples=300)
+    @settings(max_examples=300, deadline=None)
     @given(st.integers(0, len(data) * 8 - 1))
     def flip(bit: int) -> None:
         other = bytearray(data)

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_runtime import BuildConfig, Device, InputError, ModelError, Profile
@@ -125,6 +125,7 @@ def test_every_byte_of_the_model_counts(key: Any) -> None:
     original = key()
 
     @given(st.integers(0, len(MODEL) - 1), st.integers(0, 7))
+    @settings(deadline=None)
     def flip(position: int, bit: int) -> None:
         other = bytearray(MODEL)
         other[position] ^= 1 << bit

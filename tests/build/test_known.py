@@ -532,7 +532,7 @@ def test_any_bit_of_a_memo_counts(tmp_path: Path) -> None:
     data = memo.to_bytes()
     assert Memo.from_bytes(data, place) == memo
 
-    @settings(max_examples=300)
+    @settings(max_examples=300, deadline=None)
     @given(st.integers(0, len(data) * 8 - 1))
     def flip(bit: int) -> None:
         other = bytearray(data)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_runtime import InputError, Profile
@@ -27,6 +27,7 @@ def ranges(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
 
 
 @given(st.dictionaries(names, shapes, min_size=1, max_size=4))
+@settings(deadline=None)
 def test_shapes_read_back_as_they_were_written(given_shapes: dict[str, Any]) -> None:
     text = grammar.format_shapes(given_shapes)
     assert grammar.parse_shapes("--shapes", [text]) == given_shapes
@@ -57,6 +58,7 @@ PARSERS: list[Callable[[str, str], Any]] = [
 
 @pytest.mark.parametrize("parse", PARSERS)
 @given(text=st.one_of(st.text(), st.text("ab:x.,'0123456789-GiBd ")))
+@settings(deadline=None)
 def test_garbage_is_read_or_refused(parse: Callable[[str, str], Any], text: str) -> None:
     with suppress(InputError):
         parse("--option", text)
@@ -70,6 +72,7 @@ def test_a_refusal_names_the_option(parse: Callable[[str, str], Any], text: str)
 
 
 @given(st.text("ab:x.,'0123456789-é² \x00", min_size=1))
+@settings(deadline=None)
 def test_garbage_on_the_command_line_is_a_usage_error(text: str) -> None:
     result = invoke("run", "squeezenet", f"--shape={text}:", "--device", "host")
     assert result.exit_code == 2

@@ -64,6 +64,7 @@ def test_any_input_gives_a_result_or_an_error_of_ours(
 
 
 @given(st.binary(max_size=40), st.binary(max_size=60))
+@settings(deadline=None)
 def test_the_same_bytes_are_the_same_input(data: bytes, seed: bytes) -> None:
     assert Choices(data).mutated(seed) == Choices(data).mutated(seed)
     assert Choices(b"").mutated(seed) == seed

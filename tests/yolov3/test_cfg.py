@@ -240,6 +240,7 @@ def parse_anything(text: str) -> None:
 
 
 @given(st.text())
+@settings(deadline=None)
 @example("\ud800[net]\n")
 @example("[" * 10_000)
 def test_any_text_is_a_network_or_an_error(text: str) -> None:
@@ -247,13 +248,13 @@ def test_any_text_is_a_network_or_an_error(text: str) -> None:
 
 
 @given(st.lists(_LINES, max_size=30).map("\n".join))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_sections_and_options_are_a_network_or_an_error(text: str) -> None:
     parse_anything(f"{NET}{text}\n{CONV}{YOLO}")
 
 
 @given(data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_a_changed_cfg_is_a_network_or_an_error(data: st.DataObject) -> None:
     lines = yolov3_tiny(64).split("\n")
     for _ in range(data.draw(st.integers(1, 3))):

@@ -187,6 +187,7 @@ def test_the_thresholds_ends_are_everything_and_certainty() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1e-3))
+@settings(deadline=None)
 def test_no_objectness_below_the_lowest_can_pass(threshold: float, below: float) -> None:
     logit = np.float32(lowest_logit(threshold) - below)
     if logit < lowest_logit(threshold):

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -88,6 +88,7 @@ def test_metadata_that_is_no_layout_is_refused(text: str) -> None:
         st.sampled_from(["width", "height", "heads", "names", "output", "anchors", "grid"]), inner
     ),
 ).map(json.dumps) | st.text())  # fmt: skip
+@settings(deadline=None)
 @example('{"width":1,"height":1,"names":[],"heads":{"a":1}}')
 def test_any_metadata_is_a_layout_or_an_error(text: str) -> None:
     try:

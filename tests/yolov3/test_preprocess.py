@@ -162,6 +162,7 @@ def test_what_is_seen_in_a_pixel_is_where_its_coordinates_say(
 
 
 @given(lengths, lengths, st.integers(1, 800), st.integers(1, 800))
+@settings(deadline=None)
 def test_a_letterbox_keeps_the_aspect_ratio_and_lies_in_the_middle(
     height: int, width: int, rows: int, columns: int
 ) -> None:

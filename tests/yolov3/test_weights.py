@@ -192,7 +192,7 @@ def test_weights_of_another_network_are_not_written(tmp_path: Path) -> None:
 @given(st.binary(max_size=260))
 @example(HEADER + b"\xff" * 4 * COUNT)
 @example(HEADER + b"\x7f" * 4 * COUNT)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_any_bytes_are_weights_or_an_error(data: bytes) -> None:
     read_anything(data)
 
