@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from .models import (
     assert_matches,
     dynamic,
     empty,
+    expand,
     make_model,
     nonzero,
     reference,
@@ -555,6 +557,35 @@ def test_every_way_of_running_gives_the_same_bits(
                     assert list(got) == list(want), way
                     for name, array in got.items():
                         np.testing.assert_array_equal(array, want[name], err_msg=way)
+
+
+@pytest.mark.parametrize(
+    "case", [static(), dynamic(), several(), expand(), reshape()], ids=lambda c: c.name
+)
+def test_a_graph_stays_right_whatever_is_captured_beside_it(device: Device, case: Case) -> None:
+    chance = Random(0)
+    ways: tuple[Callable[[Session, Feed], Feed], ...] = (
+        lambda session, feed: session.infer(feed),
+        lambda session, feed: next(iter(session.infer_many([feed]))),
+        lambda session, feed: {
+            name: array.copy_to_host()
+            for name, array in session.infer(feed, outputs="device").items()
+        },
+    )
+    with open_engine(device, case) as engine:
+        with Session(engine, graphs=False) as plain:
+            wants = [plain.infer(feed) for feed in case.feeds]
+        with Session(engine) as session:
+            kept = deque[tuple[Feed, Feed]](maxlen=3)  # each further one wants a graph of its own
+            for _ in range(300):
+                number = chance.randrange(len(wants))
+                got = chance.choice(ways)(session, case.feeds[number])
+                if chance.random() < 0.5:
+                    kept.append((got, wants[number]))
+                for results, want in (*kept, (got, wants[number])):
+                    for name, array in results.items():
+                        np.testing.assert_array_equal(array, want[name])
+            assert session.graph_fallback is None
 
 
 # Page-locked inputs -----------------------------------------------------------------------------

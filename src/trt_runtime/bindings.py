@@ -437,12 +437,15 @@ class BindingSet(Owned, Mapping[str, Binding]):
             ),
         )
 
-    def _bind(self, plan_context: PlanContext, names: Sequence[str] | None = None) -> None:
-        """Tell TensorRT where the tensors are; data-dependent outputs have their allocator."""
-        for name in names if names is not None else self._bindings:
-            binding = self._bindings[name]
+    def _bind(self, plan_context: PlanContext, *, shape_tensors: bool) -> None:
+        """Tell TensorRT where the inputs that are shape tensors are, or all the others.
+
+        Outputs whose shape depends on the data have their allocator.
+        """
+        for name, binding in self._bindings.items():
             address = binding._address()
-            if address and not binding.data_dependent:
+            is_shape_tensor = binding.spec.is_input and binding.spec.is_shape_tensor
+            if address and not binding.data_dependent and is_shape_tensor is shape_tensors:
                 plan_context.set_address(name, address)
 
     def _host_blocks(self, names: Sequence[str]) -> list[PinnedBlock]:

@@ -161,7 +161,9 @@ class Configuration:
     TensorRT leaves undefined what a graph does once the context that it was captured from was
     changed (Developer Guide, "CUDA Graphs"). With shape tensors it does harm: 8.6.0's graphs copy
     shapes to memory that the context has freed by then (measured with compute-sanitizer on an H200,
-    `kernelShapeCopyH2D`). Other addresses are no change: a graph has its own.
+    `kernelShapeCopyH2D`), and to set a shape tensor's address is such a change even if it is the
+    same one (three of three soaks on an H100 had wrong results). Other addresses are no change: a
+    graph has its own.
     """
 
     __slots__ = ("_key",)
@@ -407,7 +409,7 @@ class ExecutionContext(Owned):
         """Make the next run one of ``bindings``, unless the last one was."""
         if self._bound is not bindings._record:
             self._configure(state, bindings)
-            bindings._bind(state.plan_context)
+            bindings._bind(state.plan_context, shape_tensors=False)
             self._bound = bindings._record
 
     def _redirect(self, state: _State, addresses: Mapping[str, int]) -> None:
@@ -436,7 +438,7 @@ class ExecutionContext(Owned):
                 host_inputs.append(spec.name)
         blocks = bindings._host_blocks(host_inputs)
         state.keep_shape_values([*state.shape_values, *blocks])
-        bindings._bind(plan_context, host_inputs)
+        bindings._bind(plan_context, shape_tensors=True)
         state.keep_shape_values(blocks)
         self._configured = wanted
 

@@ -516,6 +516,36 @@ def test_a_graph_of_a_context_that_was_changed_is_misuse(rig: Rig) -> None:
     rig.driver.graph_destroy(graph)
 
 
+def test_a_graph_is_not_launched_once_its_shape_tensor_was_told_again(rig: Rig) -> None:
+    """Not even at the same address: see `trt_runtime.context.Configuration`."""
+    engine = rig.engine(
+        reshaped_by_input(),
+        {"x": ([1, 6], [2, 6], [4, 6])},
+        values={"s": ([1, 1], [3, 4], [24, 24])},
+    )
+    context = engine.create_execution_context()
+    assert context.set_input_shape("x", (2, 6))
+    values = rig.put(np.array([1, 12], np.int64), pinned=True)
+    assert context.set_tensor_address("s", values)
+    for name in ("x", "y"):
+        assert context.set_tensor_address(name, rig.put(np.zeros(12, np.float32)))
+    stream = rig.driver.stream_create(0)
+    rig.driver.stream_begin_capture(stream)
+    assert context.execute_async_v3(stream)
+    graph = rig.driver.stream_end_capture(stream)
+    executable = rig.driver.graph_instantiate(graph)
+    assert context.set_tensor_address("y", rig.put(np.zeros(12, np.float32)))  # no change
+    rig.driver.graph_launch(executable, stream)
+    rig.driver.stream_synchronize(stream)
+    assert context.set_tensor_address("s", values)
+    rig.driver.graph_launch(executable, stream)
+    with pytest.raises(MisuseError, match="a shape tensor"):
+        rig.driver.stream_synchronize(stream)
+    rig.driver.stream_synchronize(stream)
+    rig.driver.graph_exec_destroy(executable)
+    rig.driver.graph_destroy(graph)
+
+
 def test_contexts_of_one_engine_run_in_parallel(rig: Rig) -> None:
     engine = rig.engine(relu([64]))
     results: dict[int, Array] = {}

@@ -79,7 +79,7 @@ class _LayerTimes:
 
 @dataclass
 class _Changes:
-    """How often a context was given another profile, shape, or value of a shape tensor."""
+    """How often a context was given another profile, shape, or address of a shape tensor."""
 
     count: int = 0
 
@@ -108,8 +108,9 @@ class _Execution:
             )
         if self.captured_at not in (None, self.changes.count):
             raise MisuseError(
-                f"{self.call}: it was captured, and then its context was given other shapes, after "
-                "which a graph may write to memory that TensorRT has freed"
+                f"{self.call}: it was captured, and then its context was given other shapes, or "
+                "the address of a shape tensor, after which a graph may write to memory that "
+                "TensorRT has freed"
             )
         feeds = {p.tensor.name: p.read(self.driver, self.call) for p in self.inputs}
         start = time.perf_counter()
@@ -277,8 +278,13 @@ class IExecutionContext(TensorRTObject):
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         """Set where a tensor lies; nothing keeps that memory alive."""
-        if self._fails("set_tensor_address") or self._tensor(name) is None:
+        if self._fails("set_tensor_address"):
             return False
+        tensor = self._tensor(name)
+        if tensor is None:
+            return False
+        if tensor.is_input and tensor.is_shape_tensor:
+            self._changes.count += 1  # also if it lies there already
         self._bindings.addresses[name] = int(memory)
         return True
 
