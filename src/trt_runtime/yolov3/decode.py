@@ -58,6 +58,12 @@ class Candidates(NamedTuple):
         return Candidates(boxes, self.scores.take(which), self.classes.take(which))
 
 
+class CutOff(Candidates):
+    """Boxes that do not reach beyond the engine's input; something of each is within it."""
+
+    __slots__ = ()
+
+
 def decode(
     outputs: Mapping[str, NDArray[Any]], layout: Layout, *, threshold: float = 0.6
 ) -> list[Candidates]:

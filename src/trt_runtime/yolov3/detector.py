@@ -22,7 +22,7 @@ from ..ownership import Owned
 from ..session import Session
 from ..tensor import TensorSpec
 from .cfg import Network
-from .decode import Candidates, decode, lowest_logit, places_in_image
+from .decode import Candidates, CutOff, decode, lowest_logit, places_in_image
 from .detections import Detections
 from .images import load_image, read_images
 from .in_graph import (
@@ -347,11 +347,13 @@ class Detector(Owned):
 
     def _place(self, found: Candidates, placement: Placement) -> Detections:
         """Where that is in the image."""
-        boxes, scores, classes = placement.to_image(found.boxes), found.scores, found.classes
-        extended = boxes[:, 2:] > boxes[:, :2]
-        if not extended.all():  # a box may lie in the letterbox's padding
-            visible = extended[:, 0] & extended[:, 1]
-            boxes, scores, classes = boxes[visible], scores[visible], classes[visible]
+        boxes, scores, classes = found
+        if not (type(found) is CutOff and placement.is_whole):
+            boxes = placement.to_image(boxes)
+            extended = boxes[:, 2:] > boxes[:, :2]
+            if not extended.all():  # a box may lie in the letterbox's padding
+                visible = extended[:, 0] & extended[:, 1]
+                boxes, scores, classes = boxes[visible], scores[visible], classes[visible]
         return Detections(boxes, scores, classes, self.layout.names, placement.image)
 
     def _describe(self) -> str:

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import InputError, ModelError
 from ..platform.driver import Part
-from .decode import LARGEST_EXPONENT, Candidates, lowest_logit, places_in_image, score
+from .decode import LARGEST_EXPONENT, Candidates, CutOff, lowest_logit, places_in_image, score
 from .layout import Layout
 from .preprocess import PADDING, Fit, Placement, neighbours
 from .suppress import check_nms_threshold
@@ -38,11 +38,13 @@ INPUT = "image"
 #: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
 #: (batch, candidates), as `Layout.places` counts them.
 SELECTED = ("candidates", "cells")
-#: The output with ``nms=True``, float32 (batch, candidates + 1, 6): each box's left, top, right and
-#: bottom in pixels of `INPUT`, its score, negative if a better box hides it, and its class. The
-#: last row is about the others: the lowest objectness that was looked at, the best score for which
-#: `_settle` did not decide, or 0, and a negative score.
+#: The output with ``nms=True``, float32 (batch, candidates + 1, 10): each box's left, top, right
+#: and bottom in pixels of `INPUT`, cut off at its borders; the score, negative if a better box
+#: hides it or nothing of it is within; the class; and the four ends as they were. The last row is
+#: about the others: the lowest objectness that was looked at, the best score for which `_settle`
+#: did not decide, or 0, and a negative score.
 SUPPRESSED = ("detections",)
+_COLUMNS = 10
 
 _PREFIX = "trt_runtime/"
 _BOXES = f"{_PREFIX}boxes/"
@@ -117,9 +119,8 @@ def surround(
     numbers, best = _select(graph, layout, batch, count)
     if nms:
         _suppress(graph, layout, placement, numbers, best, batch, count, nms_threshold)
-        outputs = [
-            helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, [batch, count + 1, 6])
-        ]
+        shape = [batch, count + 1, _COLUMNS]
+        outputs = [helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, shape)]
     else:
         graph.node("Identity", [numbers], SELECTED[0])
         graph.node("Cast", [best], SELECTED[1], to=TensorProto.INT32)
@@ -213,20 +214,22 @@ def read_suppressed(
     nms_threshold : float
         What the graph was made with.
     """
-    found = []
+    found: list[Candidates] = []
     for rows in outputs[SUPPRESSED[0]]:
         lowest, undecided = rows[-1, :2].tolist()
-        rows = rows[:-1]
-        if lowest >= threshold and len(rows) < cells:
-            _warn_of_missing(len(rows))
+        if lowest >= threshold and len(rows) <= cells:
+            _warn_of_missing(len(rows) - 1)
         settled = undecided < threshold  # what is worse does not matter to what is better
-        scores = rows[:, 4] if settled else np.abs(rows[:, 4])
+        scores = rows[:-1, 4] if settled else np.abs(rows[:-1, 4])
         # What is not a number comes last, and passes no threshold.
         best = (-scores).argsort(kind="stable")[: np.count_nonzero(scores >= threshold)]
-        columns = rows.T.take(best, axis=1)  # NumPy is faster along rows than across pairs
-        classes = columns[5].astype(np.intp)
-        candidates = Candidates(columns[:4].T, scores.take(best), classes)
-        found.append(candidates if settled else candidates.suppressed(nms_threshold))
+        chosen = rows.take(best, axis=0)
+        classes = chosen[:, 5].astype(np.intp)
+        if settled:
+            found.append(CutOff(chosen[:, :4], chosen[:, 4], classes))
+        else:
+            every = Candidates(chosen[:, 6:], scores.take(best), classes)
+            found.append(every.suppressed(nms_threshold))
     return found
 
 
@@ -443,18 +446,31 @@ def _suppress(
     graph.prefix = _BOXES
     boxes = _boxes(graph, layout, placement, numbers, cells)
     stays, undecided = _settle(graph, _hides(graph, boxes, batch, count, nms_threshold), count)
-    scores = graph.part(boxes, 4, 5)
+    ends, scores, kind = (graph.part(boxes, *columns) for columns in ((0, 4), (4, 5), (5, 6)))
+    cut_off, extended = _cut_off(graph, ends, placement)
+    shown = graph.node("Mul", [stays, extended])
     # 1 becomes 1 and 0 becomes -1.
-    sign = graph.node("Add", [stays, stays])
+    sign = graph.node("Add", [shown, shown])
     sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
     signed = graph.node("Mul", [scores, sign])
-    parts = [graph.part(boxes, 0, 4), signed, graph.part(boxes, 5, 6)]
-    rows = graph.node("Concat", parts, axis=2)
+    rows = graph.node("Concat", [cut_off, signed, kind, ends], axis=2)
     least = graph.node("Sigmoid", [graph.part(graph.part(numbers, -1, count, 1), 4, 5)])
-    rest = graph.constant(np.tile([0, 0, -1, 0], (batch, 1, 1)), np.float32)
+    rest = graph.constant(np.tile([0, 0, -1, *[0] * 5], (batch, 1, 1)), np.float32)
     best_undecided = graph.maximum(graph.node("Mul", [undecided, scores]), 1, keep=True)
     about = graph.node("Concat", [least, best_undecided, rest], axis=2)
     graph.node("Concat", [rows, about], SUPPRESSED[0], axis=1)
+
+
+def _cut_off(graph: _Graph, ends: str, placement: Placement) -> tuple[str, str]:
+    """The boxes within the image, and 1 for each of which something is, or 0."""
+    height, width = placement.image
+    nothing = graph.constant(0, np.float32)
+    limits = graph.constant([width, height, width, height], np.float32)
+    within = graph.node("Min", [graph.node("Max", [ends, nothing]), limits])
+    left, top, right, bottom = (graph.part(within, n, n + 1) for n in range(4))
+    sides = [graph.node("Greater", pair) for pair in ([right, left], [bottom, top])]
+    extended = graph.node("Cast", [graph.node("And", sides)], to=TensorProto.FLOAT)
+    return within, extended
 
 
 def _apart(graph: _Graph, values: str, shape: Sequence[int]) -> str:
