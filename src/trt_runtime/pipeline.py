@@ -547,8 +547,9 @@ class Track:
 
         By asking again and again, if no other Python thread wants the interpreter: after a
         millisecond in the driver, Python is slow for a while (benchmarks/results/
-        2026-11-24-h200-speed.md: 187 µs for what takes 98, and 124 after one of questions). The
-        processor is busy either way. What is brief is seldom long under way.
+        2026-11-24-h200-speed.md: 187 µs for what takes 98, and 124 after one of questions; on an
+        H100's host it was the same after either). The processor is busy either way. What is brief
+        is seldom long under way.
         """
         slot, driver = self.slot, self.slot.driver
         if slot.asks and not lane.brief and threading.active_count() == 1:
