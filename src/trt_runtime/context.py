@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .device import PrimaryContext
-from .errors import BusyError, InputError
+from .errors import BusyError, EngineError, InputError, UnsupportedError
 from .interrupts import uninterrupted
 from .memory import DeviceBlock, PinnedBlock
 from .ownership import Owned, Record, insist, release_all
@@ -442,21 +442,30 @@ class ExecutionContext(Owned):
         state.keep_shape_values(blocks)
         self._configured = wanted
 
-    def _beside(self) -> ExecutionContext:
-        """Another context of the engine that works in the same scratch memory.
+    def _beside(self, profile: int) -> ExecutionContext:
+        """Another context of the engine, for graphs: it never has other shapes again.
 
-        The two must never run at the same time. This one's owner owns it, and answers for it.
+        It works in the same scratch memory, so that the two must never run at the same time. This
+        one's owner owns it, and answers for it.
+
+        Raises
+        ------
+        UnsupportedError
+            TensorRT gives no second context that profile.
         """
-        return ExecutionContext(self.engine, name=self.name, beside=self)
-
-    def _take_profile(self, index: int) -> None:
-        with self._record as state:
-            self._turn.take(True)
-            try:
-                with self._primary.current():
-                    state.switch_profile(index)
-            finally:
-                self._turn.give()
+        try:
+            with ExitStack() as stack:
+                made = ExecutionContext(self.engine, name=self.name, beside=self)
+                stack.callback(made.close)
+                with made._record as state, self._primary.current():
+                    state.switch_profile(profile)
+                stack.pop_all()
+        except EngineError as error:
+            raise UnsupportedError(
+                "a graph of changing shapes needs a context of its own, which cannot be had: "
+                f"{error}"
+            ) from error
+        return made
 
     def _output_shapes(self, bindings: BindingSet) -> dict[str, Shape]:
         """The output shapes at the bindings' input shapes and values; -1 where data decides."""

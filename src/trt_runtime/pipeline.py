@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .bindings import Binding, BindingSet
 from .context import ExecutionContext
 from .engine import Engine
-from .errors import EngineError, InputError, OutOfMemoryError, ShapeError, UnsupportedError
+from .errors import InputError, OutOfMemoryError, ShapeError, UnsupportedError
 from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .interrupts import uninterrupted
@@ -365,16 +365,9 @@ class Lane:
             TensorRT gives no second context these shapes.
         """
         if self._graph_context is None:
-            try:
-                with uninterrupted():
-                    made = self._graph_context = self._context._beside()
-                    made._be_part()
-                made._take_profile(self.bindings.profile)
-            except EngineError as error:
-                raise UnsupportedError(
-                    "a graph of changing shapes needs a context of its own, which cannot be had: "
-                    f"{error}"
-                ) from error
+            with uninterrupted():
+                self._graph_context = self._context._beside(self.bindings.profile)
+                self._graph_context._be_part()
         return self._graph_context
 
     def give_on_device(self) -> Outputs:

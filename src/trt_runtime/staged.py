@@ -129,6 +129,8 @@ class StagedInference:
         self.wait()
         if graph:
             try:
+                if any(spec.is_shape_tensor for spec in specs):  # which other sets have elsewhere
+                    context = stack.enter_context(context._beside(self.bindings.profile))
                 self.graph = stack.enter_context(
                     CudaGraph._around(context, self.bindings, self.stream, _nothing, _nothing)
                 )
