@@ -474,23 +474,35 @@ def test_work_runs_at_the_synchronisation_and_reads_memory_then(rig: Rig) -> Non
     np.testing.assert_array_equal(rig.get(outputs["y"], (2,), np.float32), [5, 0])
 
 
-def test_a_captured_graph_replays(rig: Rig) -> None:
-    engine = rig.engine(relu([2]))
-    context = engine.create_execution_context()
-    outputs = rig.bind(context, {"x": np.array([1, 1], np.float32)})
+@contextlib.contextmanager
+def captured(rig: Rig, context: Any) -> Iterator[Callable[[], None]]:
+    """An inference as a graph: a call launches it and waits."""
     stream = rig.driver.stream_create(0)
     rig.driver.stream_begin_capture(stream)
     assert context.execute_async_v3(stream)
     graph = rig.driver.stream_end_capture(stream)
     executable = rig.driver.graph_instantiate(graph)
-    for number in (3.0, 4.0):
-        x = rig.driver.view(context.get_tensor_address("x"), 8, "test")
-        x[:] = np.full(2, number, np.float32).view(np.uint8)
+
+    def launch() -> None:
         rig.driver.graph_launch(executable, stream)
         rig.driver.stream_synchronize(stream)
-        np.testing.assert_array_equal(rig.get(outputs["y"], (2,), np.float32), [number] * 2)
+
+    yield launch
+    rig.driver.stream_synchronize(stream)
     rig.driver.graph_exec_destroy(executable)
     rig.driver.graph_destroy(graph)
+
+
+def test_a_captured_graph_replays(rig: Rig) -> None:
+    engine = rig.engine(relu([2]))
+    context = engine.create_execution_context()
+    outputs = rig.bind(context, {"x": np.array([1, 1], np.float32)})
+    with captured(rig, context) as launch:
+        for number in (3.0, 4.0):
+            x = rig.driver.view(context.get_tensor_address("x"), 8, "test")
+            x[:] = np.full(2, number, np.float32).view(np.uint8)
+            launch()
+            np.testing.assert_array_equal(rig.get(outputs["y"], (2,), np.float32), [number] * 2)
 
 
 def test_a_graph_of_a_context_that_was_changed_is_misuse(rig: Rig) -> None:
@@ -498,22 +510,13 @@ def test_a_graph_of_a_context_that_was_changed_is_misuse(rig: Rig) -> None:
     context = engine.create_execution_context()
     assert context.set_input_shape("x", (2,))
     rig.bind(context, {"x": np.array([1, 1], np.float32)})
-    stream = rig.driver.stream_create(0)
-    rig.driver.stream_begin_capture(stream)
-    assert context.execute_async_v3(stream)
-    graph = rig.driver.stream_end_capture(stream)
-    executable = rig.driver.graph_instantiate(graph)
-    assert context.set_input_shape("x", (2,))  # no change
-    rig.driver.graph_launch(executable, stream)
-    rig.driver.stream_synchronize(stream)
-    for n in (1, 2):
-        assert context.set_input_shape("x", (n,))
-    rig.driver.graph_launch(executable, stream)
-    with pytest.raises(MisuseError, match="its context was given other shapes"):
-        rig.driver.stream_synchronize(stream)
-    rig.driver.stream_synchronize(stream)
-    rig.driver.graph_exec_destroy(executable)
-    rig.driver.graph_destroy(graph)
+    with captured(rig, context) as launch:
+        assert context.set_input_shape("x", (2,))  # no change
+        launch()
+        for n in (1, 2):
+            assert context.set_input_shape("x", (n,))
+        with pytest.raises(MisuseError, match="its context was given other shapes"):
+            launch()
 
 
 def test_a_graph_is_not_launched_once_its_shape_tensor_was_told_again(rig: Rig) -> None:
@@ -529,21 +532,12 @@ def test_a_graph_is_not_launched_once_its_shape_tensor_was_told_again(rig: Rig) 
     assert context.set_tensor_address("s", values)
     for name in ("x", "y"):
         assert context.set_tensor_address(name, rig.put(np.zeros(12, np.float32)))
-    stream = rig.driver.stream_create(0)
-    rig.driver.stream_begin_capture(stream)
-    assert context.execute_async_v3(stream)
-    graph = rig.driver.stream_end_capture(stream)
-    executable = rig.driver.graph_instantiate(graph)
-    assert context.set_tensor_address("y", rig.put(np.zeros(12, np.float32)))  # no change
-    rig.driver.graph_launch(executable, stream)
-    rig.driver.stream_synchronize(stream)
-    assert context.set_tensor_address("s", values)
-    rig.driver.graph_launch(executable, stream)
-    with pytest.raises(MisuseError, match="a shape tensor"):
-        rig.driver.stream_synchronize(stream)
-    rig.driver.stream_synchronize(stream)
-    rig.driver.graph_exec_destroy(executable)
-    rig.driver.graph_destroy(graph)
+    with captured(rig, context) as launch:
+        assert context.set_tensor_address("y", rig.put(np.zeros(12, np.float32)))  # no change
+        launch()
+        assert context.set_tensor_address("s", values)
+        with pytest.raises(MisuseError, match="a shape tensor"):
+            launch()
 
 
 def test_contexts_of_one_engine_run_in_parallel(rig: Rig) -> None:
