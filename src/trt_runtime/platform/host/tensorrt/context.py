@@ -79,7 +79,7 @@ class _LayerTimes:
 
 @dataclass
 class _Changes:
-    """How often a context was given another profile, shape, or address of a shape tensor."""
+    """How often a context was given another profile or shape, or a shape tensor elsewhere."""
 
     count: int = 0
 
