@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import trt_runtime
 from trt_runtime.locks import Lock, RLock
 
 
@@ -101,3 +104,25 @@ def test_they_do_what_threadings_do() -> None:
         with pytest.raises(KeyError), one:
             raise KeyError
         assert is_free(one)
+
+
+def test_no_loop_that_an_interrupt_leaves_past_its_with() -> None:
+    """See `trt_runtime.interrupts`: no ``while`` with a condition within a ``try`` or ``with``."""
+    found = []
+
+    def look(node: ast.AST, where: str, guarded: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if (
+                isinstance(child, ast.While)
+                and guarded
+                and not isinstance(child.test, ast.Constant)
+            ):
+                found.append(f"{where}:{child.lineno}")
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                look(child, where, False)
+            else:
+                look(child, where, guarded or isinstance(child, (ast.Try, ast.With)))
+
+    for path in Path(trt_runtime.__file__).parent.rglob("*.py"):
+        look(ast.parse(path.read_text(encoding="utf-8")), path.name, False)
+    assert not found

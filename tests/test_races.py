@@ -74,33 +74,36 @@ def opens():
     with Session(plan, device="host") as session:
         session.infer(feed)
 
+def until_interrupted(step):
+    while endless:  # not within a `with`: see `trt_runtime.interrupts`
+        step()
+
 def infers():
     with Session(plan, device="host") as session:
         arm()
-        while endless:
-            session.infer(feed)
+        until_interrupted(lambda: session.infer(feed))
 
 def many():
     with Session(plan, device="host") as session:
         arm()
-        while endless:
-            for results in session.infer_many([feed] * 20):
-                pass
+        until_interrupted(lambda: list(session.infer_many([feed] * 20)))
 
 def awaits():
     with Session(plan, device="host") as session:
         session.infer_async(feed).result()
         arm()
-        while endless:
+
+        def step():
             futures = [session.infer_async(feed) for _ in range(8)]
             for future in futures:
                 future.result()
 
+        until_interrupted(step)
+
 def keeps():  # the results stay on the device
     with Session(plan, device="host") as session:
         arm()
-        while endless:
-            session.infer(feed, outputs="device")
+        until_interrupted(lambda: session.infer(feed, outputs="device"))
 
 def captures():
     arm()

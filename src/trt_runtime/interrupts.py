@@ -5,6 +5,10 @@ call's return and the line that keeps what it returned, and between taking a han
 destroying it. Only ``SIGINT`` is put off, and only the first: a second one does what it always
 does, should what the first waits for never end, and may leave a handle then.
 
+On Python 3.13 an interrupt as a ``while`` with a condition begins anew passes by the ``try`` or the
+``with`` around the loop (python/cpython#130279). So there is none such in this package: the loop is
+in a function of its own, or it is ``while True``.
+
 A handler of SIGINT that C code has set, and `signal.siginterrupt`, are lost, as Python tells of
 neither.
 """

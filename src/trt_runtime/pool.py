@@ -177,7 +177,9 @@ class _Shelf:
 
     def _tidy(self) -> None:
         with uninterrupted():
-            while self._returned and self._lock.acquire(blocking=False):
+            while True:
+                if not self._returned or not self._lock.acquire(blocking=False):
+                    break
                 try:
                     self._sort_in()
                 finally:
@@ -187,14 +189,18 @@ class _Shelf:
         """Make returned blocks idle, and free what is too much; the lock must be held."""
         surplus = []
         try:
-            while self._returned:
+            while True:
+                if not self._returned:
+                    break
                 block = self._returned[0]  # stays there if this is interrupted
                 if not self.closed and block.nbytes <= self.max_bytes and block.settle():
                     self._idle.append(block)
                 else:
                     surplus.append(block)
                 self._returned.popleft()
-            while self._idle and (self.closed or self.idle_bytes > self.max_bytes):
+            while True:
+                if not self._idle or not (self.closed or self.idle_bytes > self.max_bytes):
+                    break
                 surplus.append(self._idle.pop(0))
         finally:
             release_all([block.free for block in surplus])

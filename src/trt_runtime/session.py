@@ -321,7 +321,7 @@ class Session(Owned):
                 del item, arrays, request
                 if len(flights) >= capacity:
                     yield self._land(flights)
-            while flights:
+            for _ in range(len(flights)):
                 yield self._land(flights)
         finally:
             release_all([partial(self._abandon, flight) for flight in flights])

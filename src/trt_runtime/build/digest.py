@@ -84,10 +84,16 @@ def _read_at(file: io.FileIO, start: int, room: memoryview) -> None:
     else:  # Windows: a file has one position, which the threads would move from under each other
         with open(file.name, "rb", buffering=0) as own:
             own.seek(start)
-            while room and (count := own.readinto(room)):
-                room = room[count:]
+            room = _read_on(own, room)
     if room:
         raise OSError("it became shorter while it was read")
+
+
+def _read_on(file: io.FileIO, room: memoryview) -> memoryview:
+    """Fill ``room`` as far as the file goes; the rest of it."""
+    while room and (count := file.readinto(room)):
+        room = room[count:]
+    return room
 
 
 def _combine(piece: Callable[[int], bytes], size: int) -> str:

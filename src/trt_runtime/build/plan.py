@@ -158,8 +158,7 @@ def _interruptible(library: TensorRT, reporter: Reporter, work: Callable[[], byt
     thread = threading.Thread(target=run, name="trt_runtime build")
     try:
         thread.start()
-        while not done.wait(0.2):  # without a limit Windows would not see Ctrl-C
-            pass
+        _wait(done)
     except BaseException:
         reporter.cancel()
         if thread.ident is not None:
@@ -177,6 +176,11 @@ def _interruptible(library: TensorRT, reporter: Reporter, work: Callable[[], byt
     return result
 
 
+def _wait(done: threading.Event) -> None:
+    while not done.wait(0.2):  # without a limit Windows would not see Ctrl-C
+        pass
+
+
 def _wait_out(library: TensorRT, done: threading.Event) -> None:
     """Wait for a cancelled build, however often Ctrl-C is pressed: it uses the device's memory."""
     while not done.is_set():
@@ -187,7 +191,6 @@ def _wait_out(library: TensorRT, done: threading.Event) -> None:
                     library.name,
                     library.version,
                 )
-            while not done.wait(0.2):
-                pass
+            _wait(done)
         except KeyboardInterrupt:
             continue

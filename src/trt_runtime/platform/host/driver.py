@@ -463,10 +463,7 @@ class HostDriver:
 
         def release() -> None:
             with self._lock:
-                while readers:
-                    readers.pop().reads -= 1
-                while writers:
-                    writers.pop().writes -= 1
+                _let_go(readers, writers)
 
         try:
             self._mark_busy(queue, operation, readers, writers)
@@ -752,3 +749,10 @@ def _rows_of(data: Bytes, part: Part) -> Bytes:
     return np.lib.stride_tricks.as_strided(
         data, (part.slices, part.rows, part.width), (part.slice_pitch, part.pitch, 1)
     )
+
+
+def _let_go(readers: list[Entry], writers: list[Entry]) -> None:
+    while readers:
+        readers.pop().reads -= 1
+    while writers:
+        writers.pop().writes -= 1

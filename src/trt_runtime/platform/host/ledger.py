@@ -100,7 +100,7 @@ class Ledger:
             entry.closed_at = place()
             self._open.pop(entry, None)
             self._graves[entry.kind, entry.name] = entry
-            while len(self._graves) > _TOMBSTONES:
+            if len(self._graves) > _TOMBSTONES:
                 self._graves.popitem(last=False)
 
     def violate(self, text: str) -> None:
