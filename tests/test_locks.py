@@ -121,7 +121,7 @@ def test_no_loop_that_an_interrupt_leaves_past_its_with() -> None:
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
                 look(child, where, False)
             else:
-                look(child, where, guarded or isinstance(child, (ast.Try, ast.With)))
+                look(child, where, guarded or isinstance(child, (ast.Try, ast.With, ast.AsyncWith)))
 
     for path in Path(trt_runtime.__file__).parent.rglob("*.py"):
         look(ast.parse(path.read_text(encoding="utf-8")), path.name, False)
