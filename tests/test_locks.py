@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import trt_runtime
-from trt_runtime.locks import Lock, RLock
+from trt_runtime.locks import Changes, Lock, RLock
 
 
 class Interrupted(Exception):
@@ -126,3 +127,69 @@ def test_no_loop_that_an_interrupt_leaves_past_its_with() -> None:
     for path in Path(trt_runtime.__file__).parent.rglob("*.py"):
         look(ast.parse(path.read_text(encoding="utf-8")), path.name, False)
     assert not found
+
+
+# Changes -----------------------------------------------------------------------------------------
+
+
+def test_who_waits_looks_when_something_has_changed() -> None:
+    changes, seen, done = Changes(), [False], []
+    threads = [
+        threading.Thread(target=lambda: done.append(changes.wait_for(lambda: seen[0], 30)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    changes.notify_all()
+    assert done == []
+    seen[0] = True
+    changes.notify_all()
+    for thread in threads:
+        thread.join(10)
+    assert done == [True] * 8
+    assert changes._gates == []
+
+
+def test_a_wait_ends_when_its_time_is_up() -> None:
+    changes = Changes()
+    for seconds in (0.05, 0, -1):
+        began = time.monotonic()
+        assert not changes.wait_for(lambda: False, seconds)
+        assert time.monotonic() - began >= seconds
+    assert changes.wait_for(lambda: True, 0)
+    assert changes.wait_for(lambda: True)
+    assert changes._gates == []
+
+
+def test_no_change_is_missed() -> None:
+    """Two threads that wait for each other in turns."""
+    changes, turn = Changes(), [0]
+
+    def take_turns(mine: int) -> None:
+        for number in range(mine, 4000, 2):
+            assert changes.wait_for(lambda number=number: turn[0] == number, 30)
+            turn[0] = number + 1
+            changes.notify_all()
+
+    threads = [threading.Thread(target=take_turns, args=[mine]) for mine in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert turn == [4000]
+
+
+def test_an_interrupted_wait_raises_nothing_else(interrupts: None) -> None:
+    """As the wait of a `threading.Condition` may: that its lock is not taken."""
+    changes, rng = Changes(), random.Random(0)
+    for _ in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, rng.uniform(1e-5, 1e-3))
+            while True:
+                assert not changes.wait_for(lambda: False, 1e-6)
+        except Interrupted:
+            pass
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    changes.notify_all()
+    assert changes._gates == []

@@ -40,6 +40,7 @@ from trt_runtime import (
     ownership,
 )
 from trt_runtime.errors import CudaError as AnyCudaError
+from trt_runtime.locks import Changes
 from trt_runtime.ownership import Owned, release_all
 from trt_runtime.platform import HostPlatform
 from trt_runtime.platform.driver import cuda_error
@@ -908,8 +909,7 @@ def test_an_interrupted_close_still_waits_for_the_user(
 
     user = in_thread(use)
     assert used.wait(PATIENCE_SECONDS)
-    condition = thing._record._changed
-    wait_for = condition.wait_for
+    wait_for = Changes.wait_for
     interrupts = [KeyboardInterrupt()]
 
     def interrupted_once(*args: Any) -> bool:
@@ -918,7 +918,7 @@ def test_an_interrupted_close_still_waits_for_the_user(
         go_on.set()
         return wait_for(*args)
 
-    monkeypatch.setattr(condition, "wait_for", interrupted_once)
+    monkeypatch.setattr(Changes, "wait_for", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         thing.close()
     join(user)

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from .errors import BusyError, ClosedError, CudaError, ForkedProcessError, add_note
 from .interrupts import uninterrupted
-from .locks import RLock
+from .locks import Changes, RLock
 
 logger = logging.getLogger("trt_runtime")
 
@@ -193,10 +193,8 @@ class Record:
         self._closing: int | None = None
         self._released = False  # the handle and the children are gone
         self._finished = False  # and so is what was opened for it
-        # An interrupt cannot come between taking such a lock and the block, nor between the block
-        # and letting go; it can in a condition, whose methods are Python.
         self._lock = RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = Changes()
 
     def __del__(self) -> None:
         # Python drops an interrupt that comes in a finaliser, and forgets the finaliser.
@@ -253,8 +251,7 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self._users.remove(threading.get_ident())
         if self._closing is not None:
-            with self._lock:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def close(self, *, closing_parent: bool = False, patient: bool = True) -> None:
         """Release once: refuse new uses, wait for the running ones, close children, destroy.
@@ -271,20 +268,20 @@ class Record:
         begun = None
         try:
             with self._lock:
-                if self._closing is not None:
-                    if self._closing != me and patient:
-                        self._changed.wait_for(
-                            lambda: self._finished or (closing_parent and self._released),
-                            _patience.seconds,
+                if self._closing is None:
+                    if self._in_call(me):
+                        raise BusyError(
+                            f"{self.label} cannot be closed from inside a call on it; "
+                            "close it after the call has returned"
                         )
-                    return
-                if self._in_call(me):
-                    raise BusyError(
-                        f"{self.label} cannot be closed from inside a call on it; "
-                        "close it after the call has returned"
-                    )
-                begun = self._closing = me
-            self._release()
+                    begun = self._closing = me
+            if begun is not None:
+                self._release()
+            elif self._closing != me and patient:
+                self._changed.wait_for(
+                    lambda: self._finished or (closing_parent and self._released),
+                    _patience.seconds,
+                )
         except BaseException as error:
             # An interrupt may have come before a step had begun; each does nothing the second time.
             if begun is not None and not isinstance(error, Exception):
@@ -306,9 +303,8 @@ class Record:
                 ]
             )
         finally:
-            with self._lock:
-                self._released = self._finished = True
-                self._changed.notify_all()
+            self._released = self._finished = True
+            self._changed.notify_all()
 
     def _in_call(self, thread: int) -> bool:
         """Whether the thread uses this record, or one that closing this one would close."""
@@ -333,16 +329,15 @@ class Record:
                     self._users.remove(thread)
 
     def _wait_for_users(self) -> None:
-        with self._lock:
-            try:
-                unused = insist(self._unused)
-            except BaseException:
-                if self._users:
-                    self._leave()
-                raise
-            if not unused:
+        try:
+            unused = insist(self._unused)
+        except BaseException:
+            if self._users:
                 self._leave()
-                raise BusyError(f"{self.label} was still in use when the interpreter exited")
+            raise
+        if not unused:
+            self._leave()
+            raise BusyError(f"{self.label} was still in use when the interpreter exited")
 
     def _unused(self) -> bool:
         """Wait for the last use to end, as long as this thread's patience lasts; whether it did."""
@@ -379,9 +374,8 @@ class Record:
             destroy(handle)
 
     def _leave_parents(self) -> None:
-        with self._lock:
-            self._released = True
-            self._changed.notify_all()
+        self._released = True
+        self._changed.notify_all()
         parents, self.parents = self.parents, ()
         for parent in parents:
             parent.children.pop(self, None)

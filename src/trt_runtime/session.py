@@ -52,10 +52,11 @@ class _Open:
         """The threads, started on first use; who forgets the session leaves its end to them."""
         with self._lock:
             if self._dispatcher is None:
-                dispatcher = Dispatcher(self.pipeline.engine.device._primary.current)
-                dispatcher.start()
-                self._dispatcher = dispatcher
-                record.elsewhere = dispatcher.end_with
+                with uninterrupted():
+                    dispatcher = Dispatcher(self.pipeline.engine.device._primary.current)
+                    dispatcher.start()
+                    self._dispatcher = dispatcher
+                    record.elsewhere = dispatcher.end_with
             return self._dispatcher
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from ..device import Device, borrow_or_open
 from ..errors import InputError
+from ..interrupts import uninterrupted
+from ..locks import Changes
 from ..platform.tensorrt import TensorRT, load_tensorrt, offline_flavour
 from .calibration import Batch, Calibration, CalibrationFeed
 from .config import BuildConfig, Profile
@@ -145,7 +147,7 @@ def _interruptible(library: TensorRT, reporter: Reporter, work: Callable[[], byt
     if threading.current_thread() is not threading.main_thread():
         return work()
     outcome: list[bytes | BaseException] = []
-    done = threading.Event()
+    ended = Changes()
 
     def run() -> None:
         try:
@@ -153,19 +155,25 @@ def _interruptible(library: TensorRT, reporter: Reporter, work: Callable[[], byt
         except BaseException as error:
             outcome.append(error)
         finally:
-            done.set()
+            ended.notify_all()
+
+    def wait() -> None:
+        # Without a limit Windows would not see Ctrl-C.
+        while not ended.wait_for(lambda: bool(outcome), 0.2):
+            pass
 
     thread = threading.Thread(target=run, name="trt_runtime build")
     try:
-        thread.start()
-        _wait(done)
+        with uninterrupted():
+            thread.start()
+        wait()
     except BaseException:
         reporter.cancel()
         if thread.ident is not None:
-            _wait_out(library, done)
+            _wait_out(library, outcome, wait)
         raise
     finally:
-        if thread.ident is not None and done.is_set():
+        if thread.ident is not None and outcome:
             thread.join()
     result = outcome.pop()
     if isinstance(result, BaseException):
@@ -176,14 +184,9 @@ def _interruptible(library: TensorRT, reporter: Reporter, work: Callable[[], byt
     return result
 
 
-def _wait(done: threading.Event) -> None:
-    while not done.wait(0.2):  # without a limit Windows would not see Ctrl-C
-        pass
-
-
-def _wait_out(library: TensorRT, done: threading.Event) -> None:
+def _wait_out(library: TensorRT, outcome: Sequence[object], wait: Callable[[], None]) -> None:
     """Wait for a cancelled build, however often Ctrl-C is pressed: it uses the device's memory."""
-    while not done.is_set():
+    while not outcome:
         try:
             if not library.flavour.monitor:
                 logger.warning(
@@ -191,6 +194,6 @@ def _wait_out(library: TensorRT, done: threading.Event) -> None:
                     library.name,
                     library.version,
                 )
-            _wait(done)
+            wait()
         except KeyboardInterrupt:
             continue
