@@ -31,7 +31,7 @@ from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .interrupts import uninterrupted
 from .locks import Lock, RLock
-from .memory import PinnedBlock
+from .memory import PinnedBlock, address_of
 from .ownership import insist, release_all
 from .platform.driver import Part, Upload
 from .pool import DevicePool
@@ -266,7 +266,7 @@ class Lane:
                 array = staging
             # From pageable memory this returns when the driver has the bytes (CUDA driver API,
             # "API synchronization behavior"), from page-locked memory at once.
-            address = array.__array_interface__["data"][0]
+            address = address_of(array)
             for upload in feed.uploads:
                 upload(feed.device, address, self.track.handle)
             if not feed.uploads:

@@ -223,7 +223,7 @@ def test_every_sticky_code_says_that_the_process_must_restart(
 
 def test_a_part_is_the_same_bytes_of_both_sides(bindings: Bindings) -> None:
     upload = CudaDriver().prepare_upload(Part(16, 2, 3, 4, 15, 6))
-    for device, host in ((100, 200), (300, 400)):
+    for device, host in ((100, 200), (300, 400), (300, 400), (300, 200), (100, 200)):
         upload(device, host, 0x51)
         name, (copy, stream) = bindings.calls[-1]
         assert (name, stream) == ("cuMemcpy3DAsync", 0x51)

@@ -193,9 +193,14 @@ class CudaDriver:
         copy.srcPitch = copy.dstPitch = part.pitch
         copy.srcHeight = copy.dstHeight = part.slice_pitch // part.pitch
         copy.WidthInBytes, copy.Height, copy.Depth = part.width, part.rows, part.slices
+        told = (0, 0)
 
         def upload(device: int, host: int, stream: int) -> None:
-            copy.srcHost, copy.dstDevice = host + part.offset, device + part.offset
+            nonlocal told
+            if told != (device, host):  # the same memory comes again and again
+                told = (0, 0)
+                copy.srcHost, copy.dstDevice = host + part.offset, device + part.offset
+                told = (device, host)
             status = cu.cuMemcpy3DAsync(copy, stream)[0]
             if status is not self._success:
                 self._check(status, "cuMemcpy3DAsync")
