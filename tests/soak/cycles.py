@@ -72,6 +72,13 @@ def _use(session: Session, subject: Subject, chance: Random) -> None:
     elif how == 2:
         results = session.infer(other.feed, outputs="device")
         other.check({name: array.copy_to_host() for name, array in results.items()})
+    else:
+        shapes = {name: array.shape for name, array in other.feed.items()}
+        locked = session.input_buffers(shapes)
+        for name, array in other.feed.items():
+            locked[name][...] = array
+        for _ in range(3):
+            other.check(session.infer(locked))
 
 
 def session_alone(place: Place, subject: Subject, chance: Random) -> None:
@@ -216,7 +223,10 @@ def cycle(place: Place, subjects: Sequence[Subject], number: int, chance: Random
     kind = CYCLES[number % len(CYCLES)]
     subject = subjects[number // len(CYCLES) % len(subjects)]
     # As long as large tensors' copies in one of two, however small these are.
-    brief = pipeline.BRIEF_BYTES if chance.random() < 0.5 else -1
-    with mock.patch.object(pipeline, "BRIEF_BYTES", brief):
+    bounds = {
+        name: getattr(pipeline, name) if chance.random() < 0.5 else -1
+        for name in ("BRIEF_BYTES", "STAGED_BYTES")
+    }
+    with mock.patch.multiple(pipeline, **bounds):
         kind(place, subject, chance)
     return Counter([kind.__name__])
