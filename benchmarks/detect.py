@@ -191,7 +191,7 @@ def steadiness(detector: Detector, image: np.ndarray, count: int) -> dict[str, i
     results = [detector.session.infer(group.array) for _ in range(count)]
     same = [all(map(np.array_equal, each.values(), results[0].values())) for each in results]
     (name,) = in_graph.SUPPRESSED
-    undecided = [each[name][0, -1, 1] >= detector.threshold for each in results if name in each]
+    undecided = [each[name][0, 0, -1] >= detector.threshold for each in results if name in each]
     return {"inferences": count, "same": sum(same), "undecided": int(np.sum(undecided))}
 
 
@@ -258,7 +258,7 @@ def in_the_graph(
     outputs = session.infer(buffer)
     group = detector._prepare([buffer[0]], [])  # type: ignore[arg-type]
     figures["infer"] = clock.measure(lambda: session.infer(buffer))
-    figures["post"] = clock.measure(lambda: detector._interpret(group, outputs))
+    figures["post"] = clock.measure(lambda: detector._interpret(outputs, group.placements))
     return figures
 
 

@@ -127,8 +127,7 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
     )
     images = np.stack([small.image(seed=seed) for seed in range(batch)])
     outputs = reference(graph, {INPUT: images})
-    assert outputs["detections"].shape == (batch, 301, 10)
-    assert (outputs["detections"][:, -1, 4] < 0).all()
+    assert outputs["detections"].shape == (batch, 11, 302)
     found = read_suppressed(outputs, 10_000, threshold=0.3, nms_threshold=0.4)
     placement = Placement.of((60, 100), SIZE, "letterbox")
     assert len(found) == batch
@@ -217,7 +216,7 @@ def suppression(batch: int, count: int, nms_threshold: float, opset: int = 17) -
         "numbers": (TensorProto.FLOAT, [batch, count, 5 + CLASSES]),
         "cells": (TensorProto.INT64, [batch, count]),
     }
-    outputs = {SUPPRESSED[0]: (TensorProto.FLOAT, [batch, count + 1, 10])}
+    outputs = {SUPPRESSED[0]: (TensorProto.FLOAT, [batch, 11, count + 2])}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.constants}
     return make_model(graph.nodes, inputs, outputs, constants, opset=opset)
 
@@ -307,7 +306,7 @@ def test_boxes_in_a_row_hide_every_second_one(length: int, opset: int) -> None:
     assert len(want.scores) == -(-length // 2)
     np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6)
     np.testing.assert_allclose(got.boxes, want.boxes, atol=1e-3)
-    undecided = outputs["detections"][0, -1, 1]
+    undecided = outputs["detections"][0, 0, -1]
     if length <= _STEPS:
         assert undecided == 0
         return
@@ -320,6 +319,32 @@ def test_boxes_in_a_row_hide_every_second_one(length: int, opset: int) -> None:
         assert len(better.scores) == -(-_STEPS // 2)
         with pytest.raises(AssertionError):
             read_suppressed(outputs, length, threshold=undecided, nms_threshold=0.55)
+
+
+def test_what_is_not_a_number_is_no_box() -> None:
+    count = 12
+    numbers = np.random.default_rng(3).normal(size=(1, count, 5 + CLASSES)).astype(np.float32)
+    numbers[0, :, 4:] += 3
+    cells = np.arange(0, 12 * count, 12)[None]
+    graph = suppression(1, count, 0.5)
+    outputs = reference(graph, {"numbers": numbers, "cells": cells})
+    (want,) = read_suppressed(outputs, count, threshold=0.3)
+    assert len(want.scores) > 6
+    for column in (0, 3, 4, 6):
+        broken = numbers.copy()
+        broken[0, 5, column] = np.nan
+        outputs = reference(graph, {"numbers": broken, "cells": cells})
+        (got,) = read_suppressed(outputs, count, threshold=0.3)
+        assert len(got.scores) == len(want.scores) - 1
+        assert np.isfinite(got.boxes).all()
+        assert np.isfinite(got.scores).all()
+    key = np.array([np.nan, -0.9, 0.8, np.nan, -0.5, -0.7], np.float32)  # in whatever order
+    rows = np.arange(11 * 8, dtype=np.float32).reshape(1, 11, 8)
+    rows[0, 0] = [*key, 0.4, 0]
+    (got,) = read_suppressed({"detections": rows}, count, threshold=0.6)
+    np.testing.assert_array_equal(got.scores, rows[0, 6, [1, 5]])
+    np.testing.assert_array_equal(got.boxes, rows[0, 1:5, [1, 5]])
+    np.testing.assert_array_equal(got.classes, rows[0, 5, [1, 5]])
 
 
 # Choosing ----------------------------------------------------------------------------------------
@@ -428,8 +453,8 @@ def test_too_few_candidates_are_reported(
     outputs["candidates"][0, 3, 4] = -5
     read_selected(outputs, places, threshold=0.5)
     assert not caplog.text
-    suppressed = {"detections": np.zeros((1, 5, 10))}
-    suppressed["detections"][0, -1, :2] = 0.5, 0
+    suppressed = {"detections": np.zeros((1, 11, 6), np.float32)}
+    suppressed["detections"][0, 0, -2:] = 0.5, 0
     with caplog.at_level(logging.WARNING, "trt_runtime"):
         read_suppressed(suppressed, 5, threshold=0.5)
     assert "all of the 4 candidates" in caplog.text

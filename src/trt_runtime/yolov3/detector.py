@@ -116,7 +116,7 @@ class Detector(Owned):
         "_batch",
         "_camera",
         "_input",
-        "_placement",
+        "_placements",
         "_places",
         "_ready",
         "fit",
@@ -177,12 +177,12 @@ class Detector(Owned):
             _check_outputs(self.session, self.layout)
             largest = [profile.max[0] for profile in spec.profiles]
             self._batch = spec.shape[0] if spec.shape[0] != -1 else max(largest)
-            size = (spec.shape[1], spec.shape[2])
             takes_bytes = spec.dtype == np.uint8
-            self._camera = size if takes_bytes and size != network else None
+            size = (spec.shape[1], spec.shape[2]) if takes_bytes else network
+            self._camera = size if size != network else None
             self._places = self.layout.places
-            #: Of the boxes of an image of the engine's size.
-            self._placement = Placement(size, size, (0, 0)) if takes_bytes else None
+            #: Of an image of the engine's size.
+            self._placements = (Placement(size, size, (0, 0)),)
             if self._camera is not None:  # boxes are made in its pixels
                 placement = Placement.of(size, network, fit)
                 self._places = places_in_image(self._places, placement)
@@ -210,13 +210,13 @@ class Detector(Owned):
         InputError, ShapeError, DtypeError
             The image cannot be read, or is not as above.
         """
+        if self._is_ready(image) and not self._record.closed:  # then the session's use is enough
+            return self._interpret(self.session.infer(image[None]), self._placements)[0]
         with self._record as kept:
-            group = self._as_it_is(image)
-            if group is None:
-                array = load_image(image)
-                self._check(array)
-                group = self._prepare([array], kept)
-            found = self._interpret(group, self.session.infer(group.array))[0]
+            array = load_image(image)
+            self._check(array)
+            group = self._prepare([array], kept)
+            found = self._interpret(self.session.infer(group.array), group.placements)[0]
             self._keep(group)
             return found
 
@@ -266,7 +266,7 @@ class Detector(Owned):
         ):
             for outputs in results:
                 group = groups.popleft()
-                found = self._interpret(group, outputs)
+                found = self._interpret(outputs, group.placements)
                 self._keep(group)
                 yield from found
         if failures:
@@ -281,23 +281,19 @@ class Detector(Owned):
                 f"and {image.shape[1]}; one made without image_size takes any"
             )
 
-    def _as_it_is(self, image: Any) -> _Group | None:
-        """An image that is the engine's input already; None if it is not."""
-        if (
+    def _is_ready(self, image: Any) -> bool:
+        """Whether an image is the engine's input as it is."""
+        return (
             type(image) is np.ndarray
             and image.shape == self._ready
             and image.dtype is self._input.dtype
             and image.flags.c_contiguous
-            and self._placement is not None
-        ):
-            return _Group(image[None], None, (self._placement,))
-        return None
+        )
 
     def _prepare(self, images: Sequence[NDArray[np.uint8]], kept: deque[NDArray[Any]]) -> _Group:
         """The images as the engine's input."""
-        group = self._as_it_is(images[0])
-        if group is not None:
-            return group
+        if self._is_ready(images[0]):
+            return _Group(images[0][None], None, self._placements)
         try:
             memory = kept.pop()
         except IndexError:
@@ -306,8 +302,8 @@ class Detector(Owned):
         network = (self.layout.height, self.layout.width)
         placements = []
         for image, out in zip(images, memory, strict=False):
-            placement = self._placement
-            if self._camera is not None and placement is not None:
+            if self._camera is not None:
+                (placement,) = self._placements
                 out[...] = image
             elif memory.dtype == np.uint8:
                 _, placement = resize(image, network, fit=self.fit, out=out)
@@ -325,11 +321,13 @@ class Detector(Owned):
             with suppress(ClosedError), self._record as kept:
                 kept.append(group.memory)
 
-    def _interpret(self, group: _Group, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
+    def _interpret(
+        self, outputs: Mapping[str, NDArray[Any]], placements: Sequence[Placement]
+    ) -> list[Detections]:
         # What is left of an engine's batch was not filled by an image.
         return [
             self._place(found, placement)
-            for found, placement in zip(self._read(outputs), group.placements, strict=False)
+            for found, placement in zip(self._read(outputs), placements, strict=False)
         ]
 
     def _read(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:
@@ -348,7 +346,7 @@ class Detector(Owned):
     def _place(self, found: Candidates, placement: Placement) -> Detections:
         """Where that is in the image."""
         boxes, scores, classes = found
-        if not (type(found) is CutOff and placement.is_whole):
+        if not (type(found) is CutOff and placement is self._placements[0]):
             boxes = placement.to_image(boxes)
             extended = boxes[:, 2:] > boxes[:, :2]
             if not extended.all():  # a box may lie in the letterbox's padding

@@ -38,13 +38,13 @@ INPUT = "image"
 #: The outputs: numbers float32 (batch, candidates, 5 + classes), and which cells they are of, int32
 #: (batch, candidates), as `Layout.places` counts them.
 SELECTED = ("candidates", "cells")
-#: The output with ``nms=True``, float32 (batch, candidates + 1, 10): each box's left, top, right
-#: and bottom in pixels of `INPUT`, cut off at its borders; the score, negative if a better box
-#: hides it or nothing of it is within; the class; and the four ends as they were. The last row is
-#: about the others: the lowest objectness that was looked at, the best score for which `_settle`
-#: did not decide, or 0, and a negative score.
+#: The output with ``nms=True``, float32 (batch, 11, candidates + 2), for each box: its score,
+#: negated unless a better box hides it or nothing of it is within; left, top, right and bottom in
+#: pixels of `INPUT`, cut off at its borders; the class; the score; and the four ends as they were.
+#: Of the two that are no boxes the first numbers are the lowest objectness that was looked at, and
+#: the best score for which `_settle` did not decide, or 0.
 SUPPRESSED = ("detections",)
-_COLUMNS = 10
+_QUANTITIES = 11
 
 _PREFIX = "trt_runtime/"
 _BOXES = f"{_PREFIX}boxes/"
@@ -119,7 +119,7 @@ def surround(
     numbers, best = _select(graph, layout, batch, count)
     if nms:
         _suppress(graph, layout, placement, numbers, best, batch, count, nms_threshold)
-        shape = [batch, count + 1, _COLUMNS]
+        shape = [batch, _QUANTITIES, count + 2]
         outputs = [helper.make_tensor_value_info(SUPPRESSED[0], TensorProto.FLOAT, shape)]
     else:
         graph.node("Identity", [numbers], SELECTED[0])
@@ -216,21 +216,29 @@ def read_suppressed(
     """
     found: list[Candidates] = []
     for rows in outputs[SUPPRESSED[0]]:
-        lowest, undecided = rows[-1, :2].tolist()
-        if lowest >= threshold and len(rows) <= cells:
-            _warn_of_missing(len(rows) - 1)
-        settled = undecided < threshold  # what is worse does not matter to what is better
-        scores = rows[:-1, 4] if settled else np.abs(rows[:-1, 4])
-        # What is not a number comes last, and passes no threshold.
-        best = (-scores).argsort(kind="stable")[: np.count_nonzero(scores >= threshold)]
-        chosen = rows.take(best, axis=0)
-        classes = chosen[:, 5].astype(np.intp)
-        if settled:
-            found.append(CutOff(chosen[:, :4], chosen[:, 4], classes))
-        else:
-            every = Candidates(chosen[:, 6:], scores.take(best), classes)
-            found.append(every.suppressed(nms_threshold))
+        lowest, undecided = rows[0, -2:].tolist()
+        if lowest >= threshold and rows.shape[1] - 2 < cells:
+            _warn_of_missing(rows.shape[1] - 2)
+        if undecided >= threshold:  # what is worse does not matter to what is better
+            found.append(_suppressed_here(rows[:, :-2], threshold, nms_threshold))
+            continue
+        # In few and simple steps: each of NumPy's takes 1 µs, or several after a wait, above all
+        # where it computes. What is not a number comes last, and passes no threshold.
+        ordered = rows.take(rows[0, :-2].argsort(kind="stable"), axis=1)
+        count = ordered[0].searchsorted(-threshold, side="right")
+        classes = ordered[5, :count].astype(np.intp)
+        found.append(CutOff._make((ordered[1:5, :count].T, ordered[6, :count], classes)))
     return found
+
+
+def _suppressed_here(
+    rows: NDArray[np.float32], threshold: float, nms_threshold: float
+) -> Candidates:
+    """The boxes that stay where the graph did not find out which."""
+    best = (-rows[6]).argsort(kind="stable")[: np.count_nonzero(rows[6] >= threshold)]
+    chosen = rows.take(best, axis=1)
+    every = Candidates(chosen[7:].T, chosen[6], chosen[5].astype(np.intp))
+    return every.suppressed(nms_threshold)
 
 
 def _warn_of_missing(count: int) -> None:
@@ -449,16 +457,18 @@ def _suppress(
     ends, scores, kind = (graph.part(boxes, *columns) for columns in ((0, 4), (4, 5), (5, 6)))
     cut_off, extended = _cut_off(graph, ends, placement)
     shown = graph.node("Mul", [stays, extended])
-    # 1 becomes 1 and 0 becomes -1.
+    # 1 becomes -1 and 0 becomes 1.
     sign = graph.node("Add", [shown, shown])
-    sign = graph.node("Sub", [sign, graph.constant(1, np.float32)])
+    sign = graph.node("Sub", [graph.constant(1, np.float32), sign])
     signed = graph.node("Mul", [scores, sign])
-    rows = graph.node("Concat", [cut_off, signed, kind, ends], axis=2)
+    rows = graph.node("Concat", [signed, cut_off, kind, scores, ends], axis=2)
+    rows = graph.node("Transpose", [rows], perm=[0, 2, 1])
     least = graph.node("Sigmoid", [graph.part(graph.part(numbers, -1, count, 1), 4, 5)])
-    rest = graph.constant(np.tile([0, 0, -1, *[0] * 5], (batch, 1, 1)), np.float32)
     best_undecided = graph.maximum(graph.node("Mul", [undecided, scores]), 1, keep=True)
-    about = graph.node("Concat", [least, best_undecided, rest], axis=2)
-    graph.node("Concat", [rows, about], SUPPRESSED[0], axis=1)
+    about = graph.node("Concat", [least, best_undecided], axis=2)
+    rest = graph.constant(np.zeros((batch, _QUANTITIES - 1, 2)), np.float32)
+    about = graph.node("Concat", [about, rest], axis=1)
+    graph.node("Concat", [rows, about], SUPPRESSED[0], axis=2)
 
 
 def _cut_off(graph: _Graph, ends: str, placement: Placement) -> tuple[str, str]:
