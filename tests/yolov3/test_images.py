@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import sys
 import tempfile
@@ -314,6 +315,23 @@ def test_detections_are_a_sequence_of_what_was_found() -> None:
     assert not nothing()
     with pytest.raises(IndexError):
         found[3]
+
+
+def test_they_are_one_table() -> None:
+    given = np.array([[10, 10, 40, 30], [0, 0, 100, 60]]), np.array([0.9, 0.8]), np.array([1, 0])
+    found = Detections(*given, ("apple", "pëar"), (60, 100))
+    assert (found.table.shape, found.table.dtype) == ((6, 2), np.float32)
+    for array in given:  # copied
+        array[...] = 0
+    assert [one.score for one in found] == found.scores.tolist()
+    for part in (found, found[1:], found[::-1], found[:0], pickle.loads(pickle.dumps(found))):
+        assert part.boxes.shape == (len(part), 4)
+        assert (part.boxes.dtype, part.scores.dtype) == (np.float32, np.float32)
+        assert part.classes.dtype == np.intp
+        assert list(part) == [part[number] for number in range(len(part))]
+        assert [one.box for one in part] == [tuple(box) for box in part.boxes.tolist()]
+        assert [one.name for one in part] == [part.names[kind] for kind in part.classes]
+    assert np.shares_memory(found[1:].boxes, found.table)
 
 
 def test_they_say_what_they_are() -> None:

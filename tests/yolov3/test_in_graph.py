@@ -18,6 +18,7 @@ from trt_runtime.build.precision import reduced
 from trt_runtime.platform.driver import Part
 from trt_runtime.yolov3 import Layout, in_graph, surround
 from trt_runtime.yolov3.decode import Candidates, CutOff, decode, score
+from trt_runtime.yolov3.evaluation import Found
 from trt_runtime.yolov3.in_graph import (
     _STEPS,
     FLOAT32_LAYERS,
@@ -47,7 +48,7 @@ def by_numpy(image: np.ndarray, fit: Fit, threshold: float) -> Candidates:
     return candidates
 
 
-def assert_same_boxes(got: Candidates, want: Candidates, tolerance: float) -> Candidates:
+def assert_same_boxes(got: Found, want: Candidates, tolerance: float) -> Candidates:
     """Each box within ``tolerance`` pixels of the network's, best first; ``got`` in want's order.
 
     Those of nearly the same score may come in another order.
@@ -57,10 +58,10 @@ def assert_same_boxes(got: Candidates, want: Candidates, tolerance: float) -> Ca
     order = np.abs(want.boxes[:, None] - got.boxes).max(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(np.sort(order), np.arange(len(order)))
     np.testing.assert_allclose(got.boxes[order], want.boxes, atol=tolerance)
-    return Candidates(*(array[order] for array in got))
+    return Candidates(got.boxes[order], got.scores[order], got.classes[order])
 
 
-def assert_same(got: Candidates, want: Candidates, tolerance: float = 0.01) -> None:
+def assert_same(got: Found, want: Candidates, tolerance: float = 0.01) -> None:
     got = assert_same_boxes(got, want, tolerance)
     np.testing.assert_array_equal(got.classes, want.classes)
     np.testing.assert_allclose(got.scores, want.scores, atol=1e-4)
@@ -140,11 +141,11 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
         assert_same(got, want)
 
 
-def in_image(found: Candidates, placement: Placement) -> Candidates:
+def in_image(found: Found, placement: Placement) -> Candidates:
     """In the image's pixels, cut off at its borders; without those of which nothing is left."""
     boxes = placement.to_image(found.boxes)
     (extended,) = (boxes[:, 2:] > boxes[:, :2]).all(axis=1).nonzero()
-    return Candidates(boxes, *found[1:])._taken(extended)
+    return Candidates(boxes, found.scores, found.classes)._taken(extended)
 
 
 # Parts of an image -------------------------------------------------------------------------------
@@ -342,9 +343,9 @@ def test_what_is_not_a_number_is_no_box() -> None:
     rows = np.arange(11 * 8, dtype=np.float32).reshape(1, 11, 8)
     rows[0, 0] = [*key, 0.4, 0]
     (got,) = read_suppressed({"detections": rows}, count, threshold=0.6)
-    np.testing.assert_array_equal(got.scores, rows[0, 6, [1, 5]])
+    np.testing.assert_array_equal(got.scores, rows[0, 5, [1, 5]])
     np.testing.assert_array_equal(got.boxes, rows[0, 1:5, [1, 5]])
-    np.testing.assert_array_equal(got.classes, rows[0, 5, [1, 5]])
+    np.testing.assert_array_equal(got.classes, rows[0, 6, [1, 5]])
 
 
 # Choosing ----------------------------------------------------------------------------------------

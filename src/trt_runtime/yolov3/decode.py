@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, ShapeError
 from ..tensor import format_shape
 from .cfg import Head
+from .detections import BoxTable
 from .layout import Layout
 from .preprocess import Placement
 from .suppress import staying
@@ -58,7 +59,7 @@ class Candidates(NamedTuple):
         return Candidates(boxes, self.scores.take(which), self.classes.take(which))
 
 
-class CutOff(Candidates):
+class CutOff(BoxTable):
     """Boxes that do not reach beyond the engine's input; something of each is within it."""
 
     __slots__ = ()

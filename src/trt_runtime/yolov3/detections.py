@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -31,9 +30,46 @@ class Detection(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, eq=False, repr=False, init=False)
-class Detections(Sequence[Detection]):
+class BoxTable:
+    """Boxes, best first, in one array; it is looked at when one of the others is asked for.
+
+    Attributes
+    ----------
+    table : ndarray of float32, (6, n)
+        Left, top, right and bottom, the score and the class of each.
+    boxes : ndarray of float32, (n, 4)
+    scores : ndarray of float32, (n,)
+    classes : ndarray of intp, (n,)
+        A new array each time; the others are views.
+    """
+
+    __slots__ = ("table",)
+
+    def __init__(self, table: NDArray[np.float32]) -> None:
+        self.table = table
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        return self.table[:4].T
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = self.table[4]
+        return scores
+
+    @property
+    def classes(self) -> NDArray[np.intp]:
+        classes: NDArray[np.intp] = self.table[5].astype(np.intp)
+        return classes
+
+
+class Detections(BoxTable, Sequence[Detection]):
     """The objects found in one image, best first.
+
+    Parameters
+    ----------
+    boxes, scores, classes, names, image_size
+        As the attributes; copied.
 
     Attributes
     ----------
@@ -42,33 +78,40 @@ class Detections(Sequence[Detection]):
     scores : ndarray of float32, (n,)
         From 0 to 1.
     classes : ndarray of intp, (n,)
+        A new array each time; the other two show `table`.
+    table : ndarray of float32, (6, n)
+        A column for each: left, top, right, bottom, score, class.
     names : tuple of str
         Of all classes that the detector knows.
     image_size : tuple of int
         The image's height and width.
     """
 
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.intp]
-    names: tuple[str, ...] = field(repr=False)
-    image_size: tuple[int, int]
+    __slots__ = ("__weakref__", "image_size", "names")
 
     def __init__(
         self,
         boxes: NDArray[np.float32],
         scores: NDArray[np.float32],
-        classes: NDArray[np.intp],
+        classes: NDArray[np.integer[Any]],
         names: tuple[str, ...],
         image_size: tuple[int, int],
     ) -> None:
-        # At once: what a frozen dataclass is given to set one after another takes 2 µs.
-        self.__dict__.update(
-            boxes=boxes, scores=scores, classes=classes, names=names, image_size=image_size
-        )
+        table = np.empty((6, len(scores)), np.float32)
+        table[:4], table[4], table[5] = boxes.T, scores, classes
+        self.table, self.names, self.image_size = table, names, image_size
+
+    @classmethod
+    def _of(
+        cls, table: NDArray[np.float32], names: tuple[str, ...], image_size: tuple[int, int]
+    ) -> Detections:
+        """Of a table, which is not copied."""
+        self = cls.__new__(cls)
+        self.table, self.names, self.image_size = table, names, image_size
+        return self
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.table[0])
 
     @overload
     def __getitem__(self, index: int) -> Detection: ...
@@ -76,19 +119,15 @@ class Detections(Sequence[Detection]):
     def __getitem__(self, index: slice) -> Detections: ...
     def __getitem__(self, index: int | slice) -> Detection | Detections:
         if isinstance(index, slice):
-            return Detections(
-                self.boxes[index],
-                self.scores[index],
-                self.classes[index],
-                self.names,
-                self.image_size,
-            )
-        left, top, right, bottom = self.boxes[index].tolist()
-        name = self.names[self.classes[index]]
-        return Detection((left, top, right, bottom), float(self.scores[index]), name)
+            return self._of(self.table[:, index], self.names, self.image_size)
+        return self._detection(*self.table[:, index].tolist())
 
     def __iter__(self) -> Iterator[Detection]:
-        return (self[index] for index in range(len(self)))
+        return (self._detection(*column) for column in self.table.T.tolist())
+
+    def _detection(self, *column: float) -> Detection:
+        left, top, right, bottom, score, number = column
+        return Detection((left, top, right, bottom), score, self.names[int(number)])
 
     def __repr__(self) -> str:
         shown = [f"{found.name} {found.score:.2f}" for found in self[:5]]

@@ -40,7 +40,7 @@ INPUT = "image"
 SELECTED = ("candidates", "cells")
 #: The output with ``nms=True``, float32 (batch, 11, candidates + 2), for each box: its score,
 #: negated unless a better box hides it or nothing of it is within; left, top, right and bottom in
-#: pixels of `INPUT`, cut off at its borders; the class; the score; and the four ends as they were.
+#: pixels of `INPUT`, cut off at its borders; the score; the class; and the four ends as they were.
 #: Of the two that are no boxes the first numbers are the lowest objectness that was looked at, and
 #: the best score for which `_settle` did not decide, or 0.
 SUPPRESSED = ("detections",)
@@ -197,7 +197,7 @@ def read_suppressed(
     *,
     threshold: float = 0.6,
     nms_threshold: float = 0.5,
-) -> list[Candidates]:
+) -> list[Candidates | CutOff]:
     """The boxes of each image that stay and whose score is at least ``threshold``, best first.
 
     Of boxes with the same score that of the higher objectness is the better one here; `suppress`
@@ -214,20 +214,22 @@ def read_suppressed(
     nms_threshold : float
         What the graph was made with.
     """
-    found: list[Candidates] = []
+    found: list[Candidates | CutOff] = []
     for rows in outputs[SUPPRESSED[0]]:
-        lowest, undecided = rows[0, -2:].tolist()
-        if lowest >= threshold and rows.shape[1] - 2 < cells:
-            _warn_of_missing(rows.shape[1] - 2)
-        if undecided >= threshold:  # what is worse does not matter to what is better
-            found.append(_suppressed_here(rows[:, :-2], threshold, nms_threshold))
-            continue
         # In few and simple steps: each of NumPy's takes 1 µs, or several after a wait, above all
-        # where it computes. What is not a number comes last, and passes no threshold.
-        ordered = rows.take(rows[0, :-2].argsort(kind="stable"), axis=1)
-        count = ordered[0].searchsorted(-threshold, side="right")
-        classes = ordered[5, :count].astype(np.intp)
-        found.append(CutOff._make((ordered[1:5, :count].T, ordered[6, :count], classes)))
+        # where it computes.
+        count = rows.shape[1] - 2
+        if rows.item(count) >= threshold and count < cells:
+            _warn_of_missing(count)
+        undecided = rows.item(count + 1)
+        if not undecided < threshold:  # what is worse does not matter to what is better
+            found.append(_suppressed_here(rows[:, :count], threshold, nms_threshold))
+            continue
+        # The threshold is above 0, and what passes before what is no box; what is not a number
+        # comes last.
+        ordered = rows.take(rows[0].argsort(kind="stable"), axis=1)
+        passing = ordered[0].searchsorted(-threshold, side="right")
+        found.append(CutOff(ordered[1:7, :passing]))
     return found
 
 
@@ -235,9 +237,9 @@ def _suppressed_here(
     rows: NDArray[np.float32], threshold: float, nms_threshold: float
 ) -> Candidates:
     """The boxes that stay where the graph did not find out which."""
-    best = (-rows[6]).argsort(kind="stable")[: np.count_nonzero(rows[6] >= threshold)]
+    best = (-rows[5]).argsort(kind="stable")[: np.count_nonzero(rows[5] >= threshold)]
     chosen = rows.take(best, axis=1)
-    every = Candidates(chosen[7:].T, chosen[6], chosen[5].astype(np.intp))
+    every = Candidates(chosen[7:].T, chosen[5], chosen[6].astype(np.intp))
     return every.suppressed(nms_threshold)
 
 
@@ -461,7 +463,7 @@ def _suppress(
     sign = graph.node("Add", [shown, shown])
     sign = graph.node("Sub", [graph.constant(1, np.float32), sign])
     signed = graph.node("Mul", [scores, sign])
-    rows = graph.node("Concat", [signed, cut_off, kind, scores, ends], axis=2)
+    rows = graph.node("Concat", [signed, cut_off, scores, kind, ends], axis=2)
     rows = graph.node("Transpose", [rows], perm=[0, 2, 1])
     least = graph.node("Sigmoid", [graph.part(graph.part(numbers, -1, count, 1), 4, 5)])
     best_undecided = graph.maximum(graph.node("Mul", [undecided, scores]), 1, keep=True)
