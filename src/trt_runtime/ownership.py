@@ -21,6 +21,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import CoroutineType, FrameType, GeneratorType, MethodType, TracebackType
 from typing import Any, TypeVar
@@ -326,7 +327,8 @@ class Record:
         if left and not any(map(_holds_a_use, gc.get_referrers(self))):
             for thread in left:
                 while thread in self._users:
-                    self._users.remove(thread)
+                    with suppress(ValueError):  # who closes a parent looks as well
+                        self._users.remove(thread)
 
     def _wait_for_users(self) -> None:
         try:
