@@ -179,6 +179,21 @@ def test_no_change_is_missed() -> None:
     assert turn == [4000]
 
 
+def test_nothing_else_waits_for_changes() -> None:
+    """Neither `threading.Condition` nor what is made of one; see `trt_runtime.locks`."""
+    others = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Semaphore"}
+    used = [
+        f"{path.name}:{node.lineno}"
+        for path in Path(trt_runtime.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "threading"
+        and node.attr in others
+    ]
+    assert not used
+
+
 def test_an_interrupted_wait_raises_nothing_else(interrupts: None) -> None:
     """As the wait of a `threading.Condition` may: that its lock is not taken."""
     changes, rng = Changes(), random.Random(0)

@@ -71,7 +71,7 @@ def test_threads_use_both_at_once(both: list[Device]) -> None:
 def test_page_locked_memory_of_one_serves_the_other(
     both: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "STAGED_BYTES", -1)  # graphs copy it from where it is
+    monkeypatch.setattr(pipeline, "STAGED_BYTES", -1)  # it crosses from where it is
     case = static()
     (name,) = case.feeds[0]
     with (

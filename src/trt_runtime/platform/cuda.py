@@ -198,7 +198,7 @@ class CudaDriver:
         def upload(device: int, host: int, stream: int) -> None:
             nonlocal told
             if told != (device, host):  # the same memory comes again and again
-                told = (0, 0)
+                told = (0, 0)  # until both are told: an interrupt may come between
                 copy.srcHost, copy.dstDevice = host + part.offset, device + part.offset
                 told = (device, host)
             status = cu.cuMemcpy3DAsync(copy, stream)[0]

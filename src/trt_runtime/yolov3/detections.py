@@ -31,7 +31,7 @@ class Detection(NamedTuple):
 
 
 class BoxTable:
-    """Boxes, best first, in one array; it is looked at when one of the others is asked for.
+    """Boxes, best first, in one array, of which the others are made when they are asked for.
 
     Attributes
     ----------

@@ -225,8 +225,8 @@ def read_suppressed(
         if not undecided < threshold:  # what is worse does not matter to what is better
             found.append(_suppressed_here(rows[:, :count], threshold, nms_threshold))
             continue
-        # The threshold is above 0, and what passes before what is no box; what is not a number
-        # comes last.
+        # The threshold is above 0 here: the two that are no boxes come behind all that passes. What
+        # is not a number comes last.
         ordered = rows.take(rows[0].argsort(kind="stable"), axis=1)
         passing = ordered[0].searchsorted(-threshold, side="right")
         found.append(CutOff(ordered[1:7, :passing]))
