@@ -137,10 +137,9 @@ def test_boxes_are_those_of_a_loop_over_the_cells(
 @settings(max_examples=20, deadline=None)
 def test_float16_heads_are_decoded_in_float32(layout: Layout, seed: int) -> None:
     outputs = random_outputs(layout, seed, dtype=np.float16)
-    want = decode({name: a.astype(np.float32) for name, a in outputs.items()}, layout)
-    got = decode(outputs, layout)
-    for one, other in zip(got[0], want[0], strict=True):
-        np.testing.assert_array_equal(one, other)
+    (want,) = decode({name: a.astype(np.float32) for name, a in outputs.items()}, layout)
+    (got,) = decode(outputs, layout)
+    np.testing.assert_array_equal(got.table, want.table)
 
 
 def one_cell(**logits: float) -> dict[str, np.ndarray]:
@@ -155,24 +154,25 @@ ONE_CELL = Layout(32, 32, (Head("out", ((10.0, 20.0),), 2, (1, 1)),), ("a", "b")
 
 def test_a_cell_by_hand() -> None:
     outputs = one_cell(objectness=4, first=-9, second=5, width=math.log(2))
-    ((boxes, scores, classes),) = decode(outputs, ONE_CELL)
-    np.testing.assert_allclose(boxes, [[6, 6, 26, 26]], rtol=1e-6)
-    np.testing.assert_allclose(scores, [logistic(4) * logistic(5)], rtol=1e-6)
-    assert classes.tolist() == [1]
+    (found,) = decode(outputs, ONE_CELL)
+    np.testing.assert_allclose(found.boxes, [[6, 6, 26, 26]], rtol=1e-6)
+    np.testing.assert_allclose(found.scores, [logistic(4) * logistic(5)], rtol=1e-6)
+    assert found.classes.tolist() == [1]
 
 
 @pytest.mark.parametrize("where", ["x", "y", "width", "height", "objectness", "first", "second"])
 def test_what_is_not_a_number_is_no_box(where: str) -> None:
     outputs = one_cell(**{"objectness": 5, "first": 5, where: math.nan})
-    ((boxes, _, _),) = decode(outputs, ONE_CELL)
-    assert len(boxes) == 0
+    (found,) = decode(outputs, ONE_CELL)
+    assert len(found.boxes) == 0
 
 
 @pytest.mark.parametrize("where", ["x", "y", "width", "height", "objectness", "first", "second"])
 @pytest.mark.parametrize("value", [1e4, -1e4, math.inf, -math.inf])
 def test_numbers_of_any_size_give_finite_boxes(where: str, value: float) -> None:
     outputs = one_cell(**{"objectness": 5, "first": 5, where: value})
-    ((boxes, scores, _),) = decode(outputs, ONE_CELL, threshold=0)
+    (found,) = decode(outputs, ONE_CELL, threshold=0)
+    boxes, scores = found.boxes, found.scores
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert np.isfinite(areas).all()
     assert np.isfinite(boxes).all()

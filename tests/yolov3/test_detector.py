@@ -41,7 +41,8 @@ def expected(image: np.ndarray) -> Detections:
     """What the parts give, put together by hand."""
     seen, placement = preprocess(image, (64, 96))
     heads = reference(small.model(), {"000_net": seen[None]})
-    ((boxes, scores, classes),) = decode(heads, small.layout(), threshold=0.4)
+    (candidates,) = decode(heads, small.layout(), threshold=0.4)
+    boxes, scores, classes = candidates.boxes, candidates.scores, candidates.classes
     best = suppress(boxes, scores, classes, 0.4)
     inside = placement.to_image(boxes[best])
     best = best[(inside[:, 2:] > inside[:, :2]).all(axis=1)]
@@ -123,7 +124,7 @@ def test_stretching_finds_other_boxes(host: Device) -> None:
     seen, placement = preprocess(image, (64, 96), fit="stretch")
     heads = reference(small.model(), {"000_net": seen[None]})
     (candidates,) = decode(heads, small.layout(), threshold=0.4)
-    best = suppress(*candidates, 0.4)
+    best = suppress(candidates.boxes, candidates.scores, candidates.classes, 0.4)
     np.testing.assert_allclose(got.boxes, placement.to_image(candidates.boxes[best]), atol=0.05)
 
 

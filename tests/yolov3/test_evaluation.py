@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_runtime import InputError
-from trt_runtime.yolov3.decode import Candidates
+from trt_runtime.yolov3.detections import BoxTable, table_of
 from trt_runtime.yolov3.evaluation import evaluate
 
 CLASSES = 3
@@ -21,6 +21,10 @@ class Truth(NamedTuple):
     classes: np.ndarray
 
 
+def boxes_of(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> BoxTable:
+    return BoxTable(table_of(boxes, scores, classes))
+
+
 def _iou(a: list[float], b: list[float]) -> float:
     wide = min(a[2], b[2]) - max(a[0], b[0])
     high = min(a[3], b[3]) - max(a[1], b[1])
@@ -29,7 +33,7 @@ def _iou(a: list[float], b: list[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _average_precision(found: list[Candidates], truth: list[Truth], kind: int, iou: float) -> float:
+def _average_precision(found: list[BoxTable], truth: list[Truth], kind: int, iou: float) -> float:
     """As the definition reads: one detection after the other, one recall after the other."""
     count = sum(int(c == kind) for there in truth for c in there.classes)
     if count == 0:
@@ -86,7 +90,7 @@ def test_average_precision_is_that_of_the_definition(
         for things, _ in images
     ]
     found = [
-        Candidates(
+        boxes_of(
             np.array([box for box, _, _ in seen], np.float32).reshape(-1, 4),
             np.array([score / 8 for _, _, score in seen], np.float32),
             np.array([kind for _, kind, _ in seen], np.intp),
@@ -107,7 +111,7 @@ def test_average_precision_is_that_of_the_definition(
 def test_perfect_detections_have_a_precision_of_one() -> None:
     boxes = np.array([[0, 0, 4, 4], [5, 5, 9, 9]], np.float32)
     classes = np.array([0, 2])
-    found = [Candidates(boxes, np.array([0.9, 0.3], np.float32), classes)]
+    found = [boxes_of(boxes, np.array([0.9, 0.3], np.float32), classes)]
     result = evaluate(found, [Truth(boxes, classes)], classes=CLASSES)
     assert result.precisions[0] == result.precisions[2] == 1
     assert np.isnan(result.precisions[1])
@@ -119,14 +123,14 @@ def test_a_second_detection_of_one_object_is_wrong() -> None:
     truth = [Truth(np.concatenate([box, box + 20]), np.array([0, 0]))]
     boxes = np.concatenate([box, box, box + 20])
     scores = np.array([0.9, 0.8, 0.7], np.float32)
-    result = evaluate([Candidates(boxes, scores, np.zeros(3, np.intp))], truth, classes=1)
+    result = evaluate([boxes_of(boxes, scores, np.zeros(3, np.intp))], truth, classes=1)
     assert result.mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_detections_of_other_images_are_no_match() -> None:
     box = np.array([[0, 0, 4, 4]], np.float32)
-    one = Candidates(box, np.ones(1, np.float32), np.zeros(1, np.intp))
-    none = Candidates(box[:0], np.ones(0, np.float32), np.zeros(0, np.intp))
+    one = boxes_of(box, np.ones(1, np.float32), np.zeros(1, np.intp))
+    none = boxes_of(box[:0], np.ones(0, np.float32), np.zeros(0, np.intp))
     there = [Truth(box, np.zeros(1, np.int64)), Truth(box[:0], np.zeros(0, np.int64))]
     assert evaluate([one, none], there, classes=1).mean_average_precision == 1
     assert evaluate([none, one], there, classes=1).mean_average_precision == 0

@@ -18,7 +18,7 @@ from trt_runtime.build.precision import reduced
 from trt_runtime.platform.driver import Part
 from trt_runtime.yolov3 import Layout, in_graph, surround
 from trt_runtime.yolov3.decode import Candidates, CutOff, decode, score
-from trt_runtime.yolov3.evaluation import Found
+from trt_runtime.yolov3.detections import BoxTable, table_of
 from trt_runtime.yolov3.in_graph import (
     _STEPS,
     FLOAT32_LAYERS,
@@ -48,7 +48,7 @@ def by_numpy(image: np.ndarray, fit: Fit, threshold: float) -> Candidates:
     return candidates
 
 
-def assert_same_boxes(got: Found, want: Candidates, tolerance: float) -> Candidates:
+def assert_same_boxes(got: BoxTable, want: Candidates, tolerance: float) -> Candidates:
     """Each box within ``tolerance`` pixels of the network's, best first; ``got`` in want's order.
 
     Those of nearly the same score may come in another order.
@@ -58,10 +58,10 @@ def assert_same_boxes(got: Found, want: Candidates, tolerance: float) -> Candida
     order = np.abs(want.boxes[:, None] - got.boxes).max(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(np.sort(order), np.arange(len(order)))
     np.testing.assert_allclose(got.boxes[order], want.boxes, atol=tolerance)
-    return Candidates(got.boxes[order], got.scores[order], got.classes[order])
+    return Candidates(got.table[:, order])
 
 
-def assert_same(got: Found, want: Candidates, tolerance: float = 0.01) -> None:
+def assert_same(got: BoxTable, want: Candidates, tolerance: float = 0.01) -> None:
     got = assert_same_boxes(got, want, tolerance)
     np.testing.assert_array_equal(got.classes, want.classes)
     np.testing.assert_allclose(got.scores, want.scores, atol=1e-4)
@@ -141,11 +141,11 @@ def test_suppression_in_the_graph_lets_the_same_boxes_stay(batch: int) -> None:
         assert_same(got, want)
 
 
-def in_image(found: Found, placement: Placement) -> Candidates:
+def in_image(found: BoxTable, placement: Placement) -> Candidates:
     """In the image's pixels, cut off at its borders; without those of which nothing is left."""
     boxes = placement.to_image(found.boxes)
     (extended,) = (boxes[:, 2:] > boxes[:, :2]).all(axis=1).nonzero()
-    return Candidates(boxes, found.scores, found.classes)._taken(extended)
+    return Candidates(table_of(boxes, found.scores, found.classes)[:, extended])
 
 
 # Parts of an image -------------------------------------------------------------------------------
@@ -437,8 +437,7 @@ def test_what_was_selected_is_decoded_as_whole_heads_are(threshold: float, seed:
     outputs = {"candidates": rows[best][None], "cells": best[None].astype(np.int32)}
     (got,) = read_selected(outputs, layout.places, threshold=threshold)
     (want,) = decode(heads, layout, threshold=threshold)
-    for one, other in zip(got, want, strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(got.table, want.table)
 
 
 def test_too_few_candidates_are_reported(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +31,22 @@ _BOUNDS = np.where(_SIGNS < 0, np.float32(88), np.float32(LARGEST_EXPONENT))
 _ONE = np.ones((), np.float32)
 
 
-class Candidates(NamedTuple):
+class Candidates(BoxTable):
     """Boxes of one image that pass the threshold, best first; many of them are of one object.
 
-    Attributes
-    ----------
-    boxes : ndarray of float32, (n, 4)
-        Left, top, right, bottom; they may reach beyond the image. In pixels of the network's
-        input, or of the image's where `score` was given places in it.
-    scores : ndarray of float32, (n,)
-        Objectness times the probability of the class, from 0 to 1.
-    classes : ndarray of intp, (n,)
-        The likeliest class of each.
+    They may reach beyond the image. They are in pixels of the network's input, or of the image's
+    where `score` was given places in it. A score is objectness times the probability of the class,
+    which is the likeliest one.
     """
 
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.intp]
+    __slots__ = ()
 
     def suppressed(self, threshold: float) -> Candidates:
         """Those that stay; ``threshold`` as `suppress` has it."""
-        stay = staying(self.boxes.T, self.classes, threshold)
-        return self if len(stay) == len(self.scores) else self._taken(stay)
-
-    def _taken(self, which: NDArray[np.intp]) -> Candidates:
-        boxes = self.boxes.T.take(which, axis=1).T  # NumPy is faster along rows than across pairs
-        return Candidates(boxes, self.scores.take(which), self.classes.take(which))
+        stay = staying(self.table[:4], self.table[5], threshold)
+        if len(stay) == len(self.scores):
+            return self
+        return Candidates(self.table.take(stay, axis=1))
 
 
 class CutOff(BoxTable):
@@ -182,13 +172,17 @@ def score(
     centres += place[:2]
     centres *= place[2:4]
     halves *= place[4:]
-    boxes = np.concatenate([centres - halves, centres + halves])
-    scores = sigmoids[4] * sigmoids[5]
+    table = np.empty((6, count), np.float32)
+    boxes, scores = table[:4], table[4]
+    np.subtract(centres, halves, out=boxes[:2])
+    np.add(centres, halves, out=boxes[2:])
+    np.multiply(sigmoids[4], sigmoids[5], out=scores)
+    table[5] = classes
     if math.isnan(np.add.reduce(boxes, axis=None)):
         scores[np.isnan(boxes).any(axis=0)] = math.nan
     # What is not a number comes last, and passes no threshold.
     best = np.lexsort((where, -scores))[: np.count_nonzero(scores >= threshold)]
-    return Candidates(boxes.T, scores, classes)._taken(best)
+    return Candidates(table.take(best, axis=1))
 
 
 def places_in_image(places: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:

@@ -63,6 +63,15 @@ class BoxTable:
         return classes
 
 
+def table_of(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """A table of these arrays, which are copied; all as `BoxTable` has them."""
+    table = np.empty((6, len(scores)), np.float32)
+    table[:4], table[4], table[5] = boxes.T, scores, classes
+    return table
+
+
 class Detections(BoxTable, Sequence[Detection]):
     """The objects found in one image, best first.
 
@@ -97,9 +106,8 @@ class Detections(BoxTable, Sequence[Detection]):
         names: tuple[str, ...],
         image_size: tuple[int, int],
     ) -> None:
-        table = np.empty((6, len(scores)), np.float32)
-        table[:4], table[4], table[5] = boxes.T, scores, classes
-        self.table, self.names, self.image_size = table, names, image_size
+        self.table = table_of(boxes, scores, classes)
+        self.names, self.image_size = names, image_size
 
     @classmethod
     def _of(

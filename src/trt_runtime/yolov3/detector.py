@@ -22,8 +22,8 @@ from ..ownership import Owned
 from ..session import Session
 from ..tensor import TensorSpec
 from .cfg import Network
-from .decode import Candidates, CutOff, decode, lowest_logit, places_in_image
-from .detections import Detections
+from .decode import CutOff, decode, lowest_logit, places_in_image
+from .detections import BoxTable, Detections
 from .images import load_image, read_images
 from .in_graph import (
     FLOAT32_LAYERS,
@@ -330,7 +330,7 @@ class Detector(Owned):
             for found, placement in zip(self._read(outputs), placements, strict=False)
         ]
 
-    def _read(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Candidates | CutOff]:
+    def _read(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[BoxTable]:
         """What each image shows, best first."""
         threshold, nms_threshold = self.threshold, self.nms_threshold
         if SUPPRESSED[0] in outputs:
@@ -343,17 +343,17 @@ class Detector(Owned):
             found = decode(outputs, self.layout, threshold=threshold)
         return [candidates.suppressed(nms_threshold) for candidates in found]
 
-    def _place(self, found: Candidates | CutOff, placement: Placement) -> Detections:
+    def _place(self, found: BoxTable, placement: Placement) -> Detections:
         """Where that is in the image."""
         names, size = self.layout.names, placement.image
         if type(found) is CutOff and placement is self._placements[0]:
             return Detections._of(found.table, names, size)
-        boxes, scores, classes = placement.to_image(found.boxes), found.scores, found.classes
-        extended = boxes[:, 2:] > boxes[:, :2]
-        if not extended.all():  # a box may lie in the letterbox's padding
-            visible = extended[:, 0] & extended[:, 1]
-            boxes, scores, classes = boxes[visible], scores[visible], classes[visible]
-        return Detections(boxes, scores, classes, names, size)
+        boxes = placement.to_image(found.boxes).T
+        table = np.concatenate([boxes, found.table[4:]])
+        visible = (boxes[2:] > boxes[:2]).all(axis=0)
+        if not visible.all():  # a box may lie in the letterbox's padding
+            table = table.compress(visible, axis=1)
+        return Detections._of(table, names, size)
 
     def _describe(self) -> str:
         size = f"{self.layout.width}x{self.layout.height}"

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import InputError, ModelError
 from ..platform.driver import Part
 from .decode import LARGEST_EXPONENT, Candidates, CutOff, lowest_logit, places_in_image, score
+from .detections import BoxTable
 from .layout import Layout
 from .preprocess import PADDING, Fit, Placement, neighbours
 from .suppress import check_nms_threshold
@@ -197,7 +198,7 @@ def read_suppressed(
     *,
     threshold: float = 0.6,
     nms_threshold: float = 0.5,
-) -> list[Candidates | CutOff]:
+) -> list[BoxTable]:
     """The boxes of each image that stay and whose score is at least ``threshold``, best first.
 
     Of boxes with the same score that of the higher objectness is the better one here; `suppress`
@@ -214,7 +215,7 @@ def read_suppressed(
     nms_threshold : float
         What the graph was made with.
     """
-    found: list[Candidates | CutOff] = []
+    found: list[BoxTable] = []
     for rows in outputs[SUPPRESSED[0]]:
         # In few and simple steps: each of NumPy's takes 1 µs, or several after a wait, above all
         # where it computes.
@@ -239,8 +240,7 @@ def _suppressed_here(
     """The boxes that stay where the graph did not find out which."""
     best = (-rows[5]).argsort(kind="stable")[: np.count_nonzero(rows[5] >= threshold)]
     chosen = rows.take(best, axis=1)
-    every = Candidates(chosen[7:].T, chosen[5], chosen[6].astype(np.intp))
-    return every.suppressed(nms_threshold)
+    return Candidates(np.concatenate([chosen[7:], chosen[5:7]])).suppressed(nms_threshold)
 
 
 def _warn_of_missing(count: int) -> None:

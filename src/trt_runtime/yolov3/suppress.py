@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +51,7 @@ def suppress(
 
 
 def staying(
-    boxes: NDArray[np.float32], classes: NDArray[np.intp], threshold: float
+    boxes: NDArray[np.float32], classes: NDArray[Any], threshold: float
 ) -> NDArray[np.intp]:
     """As `suppress`, of boxes that are given best first, and as (4, n)."""
     count = len(classes)
@@ -66,9 +68,7 @@ def staying(
     return np.concatenate(kept)
 
 
-def _stay(
-    boxes: NDArray[np.float32], classes: NDArray[np.intp], threshold: float
-) -> NDArray[np.intp]:
+def _stay(boxes: NDArray[np.float32], classes: NDArray[Any], threshold: float) -> NDArray[np.intp]:
     """`staying` for at most `_BLOCK` boxes."""
     count = len(classes)
     pairs = _PAIRS[:, : count * (count - 1) // 2]
