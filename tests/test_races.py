@@ -252,6 +252,27 @@ print("ended")
 """
 
 
+#: Of contents in many small pieces, as those of a large model are.
+HASHED = """
+from trt_runtime.build import digest
+
+digest.PIECE_BYTES, digest._THREADS = 4096, 4
+content = bytes(40 * digest.PIECE_BYTES)
+whole = digest.content_digest(content)
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+# Python drops one that comes in a callback of a weak reference.
+sys.unraisablehook = lambda dropped: signal.setitimer(signal.ITIMER_REAL, 1e-3)
+for _ in range(200):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 5e-3))
+        while True:
+            assert digest.content_digest(content) == whole
+    except KeyboardInterrupt:
+        pass
+print(threading.active_count(), "thread")
+"""
+
+
 def run(text: str, seed: int, *arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run a program, which must end by itself before the deadline."""
     return subprocess.run(
@@ -284,6 +305,15 @@ def test_an_interrupt_at_any_point_of_opening_and_closing_leaves_nothing(
         done = run(INTERRUPTED, seed, what, "10", cache=tmp_path)
         assert done.returncode == 0, (seed, done.stdout, done.stderr)
         assert done.stdout.endswith("interrupted\n"), (seed, done.stdout)
+
+
+@posix
+def test_an_interrupt_while_a_model_is_hashed_comes_out_and_leaves_no_thread(
+    tmp_path: Path,
+) -> None:
+    for seed in range(TIMES):
+        done = run(HASHED, seed, cache=tmp_path)
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "1 thread\n"), seed
 
 
 @pytest.mark.parametrize("ends", ["work", "interrupt", "exit"])

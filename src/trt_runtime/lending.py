@@ -20,7 +20,7 @@ from .errors import ExportError, InputError
 from .interrupts import uninterrupted
 from .locks import RLock
 from .ownership import Owned, insist, when_collected
-from .platform.driver import LEGACY_STREAM
+from .platform.driver import LEGACY_STREAM, address_of
 from .tensor import Shape
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Lender(Owned):
             if self.nbytes:
                 try:
                     driver.memcpy_dtoh_async(
-                        target.ctypes.data, memory.address, self.nbytes, LEGACY_STREAM
+                        address_of(target), memory.address, self.nbytes, LEGACY_STREAM
                     )
                 finally:
                     insist(lambda: driver.stream_synchronize(LEGACY_STREAM))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +20,7 @@ from .errors import InputError
 from .interrupts import uninterrupted
 from .lending import Counted, DeviceMemory, Lender
 from .ownership import Owned
+from .platform.driver import address_of
 from .stream import LastUse, Stream, _same_device, ordered
 from .tensor import Shape, format_bytes, format_shape
 
@@ -99,27 +99,6 @@ class DeviceBlock(DeviceMemory):
             self._primary.release(lambda: self._primary.driver.mem_free(self._address))
         finally:
             self._primary.drop()
-
-
-def _field_behind_head(array: NDArray[Any]) -> int:
-    return _word_at(id(array) + object.__basicsize__).value
-
-
-def _interface_address(array: NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _is_behind_head() -> bool:
-    part = np.empty(3)[1:]
-    is_address = sys.implementation.name == "cpython"  # elsewhere an object's number may be none
-    return is_address and _field_behind_head(part) == _interface_address(part)
-
-
-_word_at = ctypes.c_size_t.from_address
-#: Where an array's first element is. NumPy's own ways make a dictionary or an object for it, 2 µs,
-#: and ten times as much after a wait. It is the first field behind the object's head, as compiled
-#: extensions have it (``PyArray_DATA``, ``numpy/ndarraytypes.h``).
-address_of = _field_behind_head if _is_behind_head() else _interface_address
 
 
 def typed(raw: NDArray[np.uint8], shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:

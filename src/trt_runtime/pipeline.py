@@ -31,9 +31,9 @@ from .graph import CudaGraph
 from .interop import BorrowedArray, DeviceArray, borrow
 from .interrupts import uninterrupted
 from .locks import Lock, RLock
-from .memory import PinnedBlock, address_of
+from .memory import PinnedBlock
 from .ownership import insist, release_all
-from .platform.driver import Part, Upload
+from .platform.driver import Part, Upload, address_of
 from .pool import DevicePool
 from .results import Arrays, Results
 from .stream import Stream

@@ -24,6 +24,7 @@ from ..errors import DtypeError, InputError, ShapeError
 from ..interrupts import uninterrupted
 from ..memory import DeviceBlock
 from ..ownership import insist, release_all
+from ..platform.driver import address_of
 from ..tensor import Shape, format_shape
 from .shared_file import SharedFile
 
@@ -202,7 +203,7 @@ class CalibrationFeed:
                         self._blocks[name] = DeviceBlock(self._primary, array.nbytes)
                 address = self._blocks[name].address
                 if array.nbytes:
-                    driver.memcpy_htod_async(address, array.ctypes.data, array.nbytes, stream)
+                    driver.memcpy_htod_async(address, address_of(array), array.nbytes, stream)
         finally:
             insist(lambda: driver.stream_synchronize(stream))  # the arrays go, and the blocks
         return [self._blocks[name].address for name in names]

@@ -15,6 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ..interrupts import uninterrupted
+from ..locks import Changes
+
 PIECE_BYTES = 4 << 20
 
 #: Of a piece that is read only to be hashed, so much at a time: it is still in the processor's
@@ -101,5 +104,24 @@ def _combine(piece: Callable[[int], bytes], size: int) -> str:
     starts = range(0, size, PIECE_BYTES)
     if len(starts) < 2:
         return hashlib.sha256(b"".join(map(piece, starts))).hexdigest()
-    with ThreadPoolExecutor(min(_THREADS, len(starts)), "trt_runtime digest") as threads:
-        return hashlib.sha256(b"".join(threads.map(piece, starts))).hexdigest()
+    finished: list[int] = []
+    changes = Changes()
+
+    def digest(start: int) -> bytes:
+        try:
+            return piece(start)
+        finally:
+            finished.append(start)
+            changes.notify_all()
+
+    # An interrupt in one of the pool's methods may leave a lock taken that its threads wait for,
+    # and who waits for a future may be told of a lock instead: see `trt_runtime.locks`.
+    threads = ThreadPoolExecutor(min(_THREADS, len(starts)), "trt_runtime digest")
+    try:
+        with uninterrupted():
+            pieces = [threads.submit(digest, start) for start in starts]
+        changes.wait_for(lambda: len(finished) == len(starts))
+    finally:
+        with uninterrupted():
+            threads.shutdown(cancel_futures=True)
+    return hashlib.sha256(b"".join(one.result() for one in pieces)).hexdigest()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, RefitError
 from ...tensor import DTYPES
+from ..driver import address_of
 
 if TYPE_CHECKING:
     from .runtime import PlanEngine
@@ -152,7 +153,7 @@ class Refit:
         # The bindings know NumPy's own types alone; for ml_dtypes' they take an address.
         names = {dtype: name for name, dtype in DTYPES.items()}
         kind = getattr(module.DataType, names[array.dtype])
-        return module.Weights(kind, array.ctypes.data, array.size)
+        return module.Weights(kind, address_of(array), array.size)
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], str]:
