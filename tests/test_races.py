@@ -252,16 +252,19 @@ print("ended")
 """
 
 
+#: An interrupt anywhere; again where Python drops it, in a callback of a weak reference.
+ANYWHERE = """
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+sys.unraisablehook = lambda dropped: signal.setitimer(signal.ITIMER_REAL, 1e-3)
+"""
+
 #: Of contents in many small pieces, as those of a large model are.
-HASHED = """
+HASHED = f"""{ANYWHERE}
 from trt_runtime.build import digest
 
 digest.PIECE_BYTES, digest._THREADS = 4096, 4
 content = bytes(40 * digest.PIECE_BYTES)
 whole = digest.content_digest(content)
-signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-# Python drops one that comes in a callback of a weak reference.
-sys.unraisablehook = lambda dropped: signal.setitimer(signal.ITIMER_REAL, 1e-3)
 for _ in range(200):
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 5e-3))
@@ -270,6 +273,43 @@ for _ in range(200):
     except KeyboardInterrupt:
         pass
 print(threading.active_count(), "thread")
+"""
+
+
+#: Futures that another thread completes, as a session's do.
+COMPLETED = f"""{ANYWHERE}
+from queue import SimpleQueue
+from trt_runtime.futures import InferenceFuture
+
+pending = SimpleQueue()
+
+def complete():
+    while (future := pending.get()) is not None:
+        if future.set_running_or_notify_cancel():
+            future.set_result(None)
+
+completer = threading.Thread(target=complete)
+completer.start()
+for number in range(400):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 3e-3))
+        while True:
+            future = InferenceFuture()
+            pending.put(future)
+            if number % 4 == 0:
+                future.cancel()
+            elif number % 4 == 1:
+                future.add_done_callback(bool)
+                future.running()
+                future.exception()
+            elif number % 4 == 2:
+                future.result()
+            future.done(), future.cancelled()
+    except KeyboardInterrupt:
+        pass
+pending.put(None)
+completer.join()
+print("completed")
 """
 
 
@@ -314,6 +354,15 @@ def test_an_interrupt_while_a_model_is_hashed_comes_out_and_leaves_no_thread(
     for seed in range(TIMES):
         done = run(HASHED, seed, cache=tmp_path)
         assert (done.returncode, done.stderr, done.stdout) == (0, "", "1 thread\n"), seed
+
+
+@posix
+def test_an_interrupt_at_any_point_of_waiting_for_a_future_does_not_keep_it_from_completing(
+    tmp_path: Path,
+) -> None:
+    for seed in range(TIMES):
+        done = run(COMPLETED, seed, cache=tmp_path)
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "completed\n"), seed
 
 
 @pytest.mark.parametrize("ends", ["work", "interrupt", "exit"])

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any
 
+from .interrupts import uninterrupted
+from .locks import Changes
 from .pipeline import Flight, Outputs
 
 #: Inferences that `Session.infer_async` accepts before it waits for one to be dispatched.
@@ -24,10 +26,59 @@ class InferenceFuture(Future[Outputs]):
     succeeds until the inference has been enqueued; a cancelled ``await`` cancels it likewise.
     """
 
+    # An interrupt in a future's own methods may leave its lock taken, and who completes the futures
+    # would wait for it for ever: see `trt_runtime.locks`. So those wait here, where no lock is.
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = Changes()
+        self._settled = False
+        super().add_done_callback(_settle)
+
+    def result(self, timeout: float | None = None) -> Outputs:
+        self._wait(timeout)
+        with uninterrupted():
+            return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._wait(timeout)
+        with uninterrupted():
+            return super().exception(0)
+
+    def cancel(self) -> bool:
+        with uninterrupted():
+            return super().cancel()
+
+    def cancelled(self) -> bool:
+        with uninterrupted():
+            return super().cancelled()
+
+    def running(self) -> bool:
+        with uninterrupted():
+            return super().running()
+
+    def done(self) -> bool:
+        with uninterrupted():
+            return super().done()
+
+    def add_done_callback(self, fn: Callable[[Future[Outputs]], object]) -> None:
+        with uninterrupted():
+            super().add_done_callback(fn)
+
+    def _wait(self, timeout: float | None) -> None:
+        if not self._settled:
+            self._changed.wait_for(lambda: self._settled, timeout)
+
     def __await__(self) -> Generator[Any, None, Outputs]:
         import asyncio  # whoever awaits has it already
 
         return asyncio.wrap_future(self).__await__()
+
+
+def _settle(future: Any) -> None:
+    """The first of a future's callbacks. No method, which would keep the results alive."""
+    future._settled = True
+    future._changed.notify_all()
 
 
 class Dispatcher:
