@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform as system
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,30 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(
             pytest.raises(OSError, match="shorter"),
         ):
             read(file)
+
+
+def test_after_an_error_the_rest_of_a_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    monkeypatch.setattr(digest_module, "PIECE_BYTES", 100)
+    read: list[int] = []
+
+    def read_at(file: object, start: int, room: object) -> None:
+        read.append(start)
+        if start == 500:
+            raise OSError("no more")
+        time.sleep(0.01)
+
+    monkeypatch.setattr(digest_module, "_read_at", read_at)
+    for digest in (file_digest, read_digested):
+        read.clear()
+        with (
+            open(tmp_path / "file", "rb", buffering=0) as file,
+            pytest.raises(OSError, match="no more"),
+        ):
+            digest(file)
+        assert len(read) < 500
 
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="read otherwise there")

@@ -104,14 +104,16 @@ def _combine(piece: Callable[[int], bytes], size: int) -> str:
     starts = range(0, size, PIECE_BYTES)
     if len(starts) < 2:
         return hashlib.sha256(b"".join(map(piece, starts))).hexdigest()
-    finished: list[int] = []
-    changes = Changes()
+    left, changes = set(starts), Changes()
 
     def digest(start: int) -> bytes:
         try:
             return piece(start)
+        except BaseException:
+            left.clear()  # nobody needs the others any more
+            raise
         finally:
-            finished.append(start)
+            left.discard(start)
             changes.notify_all()
 
     # An interrupt in one of the pool's methods may leave a lock taken that its threads wait for,
@@ -120,8 +122,9 @@ def _combine(piece: Callable[[int], bytes], size: int) -> str:
     try:
         with uninterrupted():
             pieces = [threads.submit(digest, start) for start in starts]
-        changes.wait_for(lambda: len(finished) == len(starts))
+        changes.wait_for(lambda: not left)
     finally:
         with uninterrupted():
             threads.shutdown(cancel_futures=True)
+    # Pieces begin in order: what was cancelled comes behind one that failed.
     return hashlib.sha256(b"".join(one.result() for one in pieces)).hexdigest()
