@@ -51,6 +51,7 @@ from trt_runtime.tensor import DTYPES
 
 from .test_exit import run
 from .test_faults import Interrupted, let_go
+from .together import run_together
 
 PATIENCE_SECONDS = 20
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -1075,40 +1076,27 @@ def test_a_block_whose_end_cannot_be_marked_is_freed(
 def test_threads_that_share_a_pool_never_see_each_others_memory(
     gpu: Device, pool: DevicePool
 ) -> None:
-    failures: list[BaseException] = []
-    start = threading.Barrier(8)
-
     def work(number: int) -> None:
-        try:
-            rng = np.random.default_rng(number)
-            with Stream(gpu) as mine:
-                start.wait(PATIENCE_SECONDS)
-                for _ in range(60):
-                    values = np.full(int(rng.integers(1, 400)), number, np.int32)
-                    array = produce(pool, mine, values)
-                    consumers = [
-                        Consumer(array.__dlpack__(stream=1, max_version=(1, 0)))
-                        for _ in range(int(rng.integers(0, 3)))
-                    ]
-                    if rng.integers(2):
-                        assert array.copy_to_host().tolist() == values.tolist()
-                        array.close()
-                    del array
-                    for consumer in consumers:
-                        address = consumer.described.address
-                        seen = Reader(gpu, address, values).read(LEGACY_STREAM)
-                        assert seen.tolist() == values.tolist()
-                        consumer.free()
-        except BaseException as error:
-            failures.append(error)
+        rng = np.random.default_rng(number)
+        with Stream(gpu) as mine:
+            for _ in range(60):
+                values = np.full(int(rng.integers(1, 400)), number, np.int32)
+                array = produce(pool, mine, values)
+                consumers = [
+                    Consumer(array.__dlpack__(stream=1, max_version=(1, 0)))
+                    for _ in range(int(rng.integers(0, 3)))
+                ]
+                if rng.integers(2):
+                    assert array.copy_to_host().tolist() == values.tolist()
+                    array.close()
+                del array
+                for consumer in consumers:
+                    address = consumer.described.address
+                    seen = Reader(gpu, address, values).read(LEGACY_STREAM)
+                    assert seen.tolist() == values.tolist()
+                    consumer.free()
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_SECONDS * 3)
-        assert not thread.is_alive(), "a thread hangs"
-    assert failures == []
+    assert run_together(8, work) == []
 
 
 def test_counting_holders_releases_once(gpu: Device) -> None:

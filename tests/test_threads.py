@@ -25,29 +25,7 @@ from trt_runtime import (
 from trt_runtime.platform import HostPlatform
 
 from .models import Case, dynamic, nonzero, reference, reshape, static
-
-PATIENCE_SECONDS = 30
-
-
-def run_together(count: int, work: Callable[[int], object]) -> list[BaseException]:
-    """``work(number)`` in that many threads, begun at once; what they raised."""
-    raised: list[BaseException] = []
-    together = threading.Barrier(count)
-
-    def run(number: int) -> None:
-        try:
-            together.wait(PATIENCE_SECONDS)
-            work(number)
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=[n], daemon=True) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_SECONDS)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-    return raised
+from .together import PATIENCE_SECONDS, run_together
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from trt_runtime import (
 
 from ..conftest import PLANS, open_engine, plan_of, plan_path
 from ..models import assert_matches, dynamic, light, nonzero, reference, static
+from ..together import run_together
 
 pytestmark = pytest.mark.gpu
 
@@ -117,23 +118,14 @@ def test_thirty_two_threads_share_one_session(gpu: Device, contexts: int) -> Non
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(32)]
     wants = [reference(case.model, feed) for feed in feeds]
-    failures: list[BaseException] = []
 
     with open_engine(gpu, case) as engine, Session(engine, contexts=contexts) as session:
 
         def work(number: int) -> None:
-            try:
-                for _ in range(50):
-                    assert_matches(session.infer(feeds[number]), wants[number], case.tolerance)
-            except BaseException as error:
-                failures.append(error)
+            for _ in range(50):
+                assert_matches(session.infer(feeds[number]), wants[number], case.tolerance)
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(32)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+        assert run_together(32, work) == []
 
 
 def test_closing_while_threads_infer_gives_results_or_closed_errors(gpu: Device) -> None:

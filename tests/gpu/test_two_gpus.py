@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ from trt_runtime import Device, InputError, Session, pipeline
 
 from ..conftest import open_engine
 from ..models import Case, assert_matches, dynamic, reference, rng, several, static
+from ..together import run_together
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +43,6 @@ def test_threads_use_both_at_once(both: list[Device]) -> None:
     """Whichever context is current on a thread, an inference runs on its session's device."""
     case = dynamic()
     wants = [(feed, reference(case.model, feed)) for feed in case.feeds]
-    failures: list[BaseException] = []
     with (
         open_engine(both[0], case) as one,
         open_engine(both[1], case) as other,
@@ -52,20 +51,12 @@ def test_threads_use_both_at_once(both: list[Device]) -> None:
     ):
 
         def work(number: int) -> None:
-            try:
-                for turn in range(100):
-                    session = (first, second)[(number + turn) % 2]
-                    feed, want = wants[turn % len(wants)]
-                    assert_matches(session.infer(feed), want, case.tolerance)
-            except BaseException as error:
-                failures.append(error)
+            for turn in range(100):
+                session = (first, second)[(number + turn) % 2]
+                feed, want = wants[turn % len(wants)]
+                assert_matches(session.infer(feed), want, case.tolerance)
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+        assert run_together(6, work) == []
 
 
 def test_page_locked_memory_of_one_serves_the_other(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from trt_runtime.yolov3.suppress import suppress
 
 from ..models import reference
 from ..test_session import Recorder
+from ..together import run_together
 from . import small
 
 OPTIONS: dict[str, Any] = {"threshold": 0.4, "nms_threshold": 0.4}
@@ -515,19 +515,10 @@ def test_a_detector_that_cannot_open_leaves_nothing_behind(host: Device) -> None
 
 def test_threads_share_a_detector(host: Device) -> None:
     wants = [expected(image) for image in IMAGES]
-    failures: list[BaseException] = []
     with Detector(small.model(), contexts=2, device=host, **OPTIONS) as detector:
 
         def work(number: int) -> None:
-            try:
-                for _ in range(10):
-                    assert_same(detector.detect(IMAGES[number]), wants[number])
-            except BaseException as error:
-                failures.append(error)
+            for _ in range(10):
+                assert_same(detector.detect(IMAGES[number % 4]), wants[number % 4])
 
-        threads = [threading.Thread(target=work, args=(number % 4,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+        assert run_together(8, work) == []

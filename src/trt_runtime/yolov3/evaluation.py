@@ -14,7 +14,7 @@ from .suppress import overlaps
 
 
 class Found(Protocol):
-    """What was found in one image: `Detections` and `Candidates` are such."""
+    """What was found in one image, such as a `BoxTable`."""
 
     @property
     def boxes(self) -> NDArray[np.float32]: ...
